@@ -9,12 +9,29 @@ from typing import Any
 __version__ = "0.1.0"
 
 _PUBLIC = {
+    "AugmentedView": "g2l_plugin.slides.views",
+    "CosineLoss": "g2l_plugin.distillation.losses",
+    "CosineSchedule": "g2l_plugin.distillation.schedule",
+    "DemoTiles": "g2l_plugin.demo.tiles",
+    "DistillationLoss": "g2l_plugin.distillation.losses",
     "DistillationModule": "g2l_plugin.distillation.module",
+    "DistillationProgressBar": "g2l_plugin.distillation.progress",
+    "DistillationReport": "g2l_plugin.evaluation.report",
     "Encoder": "g2l_plugin.encoders.encoder",
     "EncoderSource": "g2l_plugin.encoders.load",
+    "export_student": "g2l_plugin.publishing.export",
     "KDTrainer": "g2l_plugin.distillation.trainer",
-    "UserError": "g2l_plugin.errors",
+    "knn_accuracy": "g2l_plugin.evaluation.knn",
+    "linear_cka": "g2l_plugin.evaluation.cka",
     "load_encoder": "g2l_plugin.encoders.load",
+    "LogSumLoss": "g2l_plugin.distillation.losses",
+    "LossEarlyStopping": "g2l_plugin.distillation.schedule",
+    "MeanSquaredErrorLoss": "g2l_plugin.distillation.losses",
+    "SimilarityKLLoss": "g2l_plugin.distillation.losses",
+    "SmoothL1Loss": "g2l_plugin.distillation.losses",
+    "SupervisedPretraining": "g2l_plugin.demo.pretraining",
+    "TileDataset": "g2l_plugin.slides.tiles",
+    "UserError": "g2l_plugin.errors",
 }
 """Public name to the module that defines it."""
 

@@ -1,0 +1,1 @@
+"""The embedded default: a generated multi-centre cohort and a small trained teacher."""

@@ -1,0 +1,1 @@
+"""The core: a student learns from a frozen teacher."""

@@ -1,0 +1,1 @@
+"""Measures of encoders: kNN accuracy, CKA, and the report of a run."""

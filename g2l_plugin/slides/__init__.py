@@ -1,0 +1,1 @@
+"""Whole slides to batches of tiles."""

@@ -1,0 +1,106 @@
+"""The progress bar of a fit: loss, tiles per second and the time left, over all of its steps."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ProgressBar
+from tqdm import tqdm
+from typing_extensions import override
+
+
+class DistillationProgressBar(ProgressBar):
+    """One bar from the first step to the last, whatever the number of epochs.
+
+    Tiles per second, over the time since the last refresh, also go to the logger.
+    """
+
+    def __init__(self, refresh_rate: int = 10) -> None:
+        """Initializes the progress bar.
+
+        Args:
+            refresh_rate: Steps between two refreshes (eva's TQDM_REFRESH_RATE); 0 shows no bar.
+        """
+        super().__init__()
+        self._refresh_rate = refresh_rate
+        self._enabled = refresh_rate > 0
+        self._bar: tqdm | None = None
+        self._since: tuple[float, int] | None = None
+        self._pause = 0.0
+
+    @override
+    def disable(self) -> None:
+        self._enabled = False
+
+    @override
+    def enable(self) -> None:
+        self._enabled = self._refresh_rate > 0
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._since = (time.monotonic(), pl_module.tiles_seen)
+        self._bar = tqdm(
+            desc="Distilling",
+            total=int(trainer.estimated_stepping_batches),
+            initial=trainer.global_step,
+            unit="step",
+            disable=not self._enabled,
+            dynamic_ncols=True,
+        )
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: pl.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        if trainer.global_step % max(self._refresh_rate, 1) and not self._is_last(trainer):
+            return
+        now, tiles = time.monotonic(), pl_module.tiles_seen
+        then, tiles_then = self._since
+        self._since = (now, tiles)
+        tiles_per_second = (tiles - tiles_then) / max(now - then, 1e-9)
+        pl_module.log("train/tiles_per_second", tiles_per_second, rank_zero_only=True)
+        self._bar.set_postfix_str(
+            f"loss={float(outputs['loss']):.3f}, {tiles_per_second:.0f} tiles/s", refresh=False
+        )
+        self._bar.update(trainer.global_step - self._bar.n)
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        # Validation within the fit is not the training's speed.
+        self._pause = time.monotonic()
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._since is not None:
+            then, tiles = self._since
+            self._since = (then + time.monotonic() - self._pause, tiles)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._close()
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._close()
+
+    @override
+    def print(self, *args: Any, **kwargs: Any) -> None:
+        tqdm.write(" ".join(map(str, args)))
+
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+        self._bar = self._since = None
+
+    @staticmethod
+    def _is_last(trainer: pl.Trainer) -> bool:
+        return trainer.global_step >= trainer.estimated_stepping_batches

@@ -1,0 +1,104 @@
+"""eva's trainer for distillation: resumable, and publishing the student at the end."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from eva.core.trainers import Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from rich.console import Console
+from typing_extensions import override
+
+from g2l_plugin.distillation.module import DistillationModule
+from g2l_plugin.errors import UserError
+
+STUDENT_FOLDER = "student"
+"""Name of the published folder in the run's folder."""
+
+
+class KDTrainer(Trainer):
+    """Fits a `DistillationModule`, then writes its student into the run's folder.
+
+    A run that ends, by its steps or by early stopping, leaves
+    `<default_root_dir>/<session>/run_<n>/student`, a folder that plain timm loads, and prints where
+    it is and the command that benchmarks it. `resume_from` goes on from a checkpoint.
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        resume_from: str | None = None,
+        benchmark_config: str = "configs/benchmarks/demo.yaml",
+        **kwargs: Any,
+    ) -> None:
+        """Initializes the trainer.
+
+        Args:
+            args: Positional arguments of `eva.Trainer`.
+            resume_from: Checkpoint to go on from: weights, optimizer, schedule, step and early
+                stop are restored. None starts anew.
+            benchmark_config: eva config named in the benchmark command that is printed at the end.
+            kwargs: Keyword arguments of `eva.Trainer`.
+        """
+        super().__init__(*args, **kwargs)
+        self.resume_from = resume_from
+        self.benchmark_config = benchmark_config
+        self.student_folder: Path | None = None
+        self._benchmark_command = ""
+
+    @override
+    def fit(self, model: DistillationModule, *args: Any, **kwargs: Any) -> None:
+        """Fits the module and publishes its student; takes what `lightning.Trainer.fit` takes.
+
+        Raises:
+            UserError: The checkpoint to resume from does not exist.
+        """
+        if self.resume_from is not None:
+            if not os.path.isfile(self.resume_from):
+                raise UserError(
+                    f"There is no checkpoint {self.resume_from} to resume from. Set `resume_from` "
+                    "(RESUME_FROM) to a .ckpt file under checkpoints/ of an earlier run."
+                )
+            kwargs.setdefault("ckpt_path", self.resume_from)
+        super().fit(model, *args, **kwargs)
+        if self.state.finished:
+            self._save_last_checkpoint()
+            self._publish(model)
+
+    @override
+    def finish_logger_run(self, run_id: int | None) -> None:
+        super().finish_logger_run(run_id)
+        # eva calls this after everything else of a run, so that these are the last lines printed.
+        if self.student_folder is not None:
+            self._print_outcome()
+
+    def _save_last_checkpoint(self) -> None:
+        """Brings last.ckpt up to the last step: what is published is what is validated after."""
+        for callback in self.checkpoint_callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.save_last:
+                path = os.path.join(
+                    callback.dirpath, callback.CHECKPOINT_NAME_LAST + callback.FILE_EXTENSION
+                )
+                self.save_checkpoint(path)
+                callback.last_model_path = path
+
+    def _publish(self, model: DistillationModule) -> None:
+        if not self.is_global_zero:
+            return
+        from g2l_plugin.publishing.run import benchmark_command, publish_run
+
+        self.student_folder = publish_run(self, model, Path(self.log_dir) / STUDENT_FOLDER)
+        self._benchmark_command = benchmark_command(
+            model.student, self.student_folder, self.benchmark_config
+        )
+
+    def _print_outcome(self) -> None:
+        console = Console(soft_wrap=True)
+        for callback in self.callbacks:
+            if (table := getattr(callback, "table", None)) is not None:
+                console.print(table)
+        print(f"Student:   {self.student_folder}")
+        print(f"Load:      timm.create_model({f'local-dir:{self.student_folder}'!r}, pretrained=True)")
+        print(f"Benchmark: {self._benchmark_command}", flush=True)

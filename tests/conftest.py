@@ -1,0 +1,45 @@
+"""Shared fixtures: small slides and encoders that the tests make, and the real slides if present."""
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+
+
+@pytest.fixture
+def write_slide():
+    """Writes a pyramidal tiled TIFF with a tissue-coloured disk on glass; returns its path."""
+
+    def write(path: Path, size: int = 1024, mpp: float | None = 0.5, levels: int = 2) -> Path:
+        y, x = np.mgrid[:size, :size]
+        image = np.full((size, size, 3), 245, np.uint8)
+        tissue = (x - size / 2) ** 2 + (y - size / 2) ** 2 < (size * 0.4) ** 2
+        noise = np.random.default_rng(size).integers(-20, 20, (size, size, 1))
+        colour = np.array([200, 90, 150]) + 30 * np.sin(x / 5)[..., None]
+        image[tissue] = np.clip(colour + noise, 0, 255).astype(np.uint8)[tissue]
+        options = {"tile": (128, 128), "photometric": "rgb", "compression": "zlib"}
+        if mpp is not None:
+            options |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tifffile.TiffWriter(path) as writer:
+            for level in range(levels):
+                writer.write(
+                    image[:: 2**level, :: 2**level], subfiletype=int(level > 0), **options
+                )
+        return path
+
+    return write
+
+
+@pytest.fixture
+def real_slides() -> Path:
+    """Folder of the real slides: G2L_SLIDES, or that beside the checkout; skips without it."""
+    folder = Path(
+        os.environ.get("G2L_SLIDES")
+        or Path(__file__).resolve().parents[2] / "shared" / "data" / "slides"
+    )
+    if not (folder / "CMU-1-Small-Region.svs").is_file():
+        pytest.skip("no real slides: set G2L_SLIDES to their folder")
+    return folder

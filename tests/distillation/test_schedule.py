@@ -1,0 +1,79 @@
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from g2l_plugin.distillation.schedule import CosineSchedule, LossEarlyStopping
+
+
+def make_optimizer():
+    return torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=1e-4, weight_decay=0.05)
+
+
+def run(optimizer, schedule, steps):
+    values = []
+    for _ in range(steps):
+        group = optimizer.param_groups[0]
+        values.append((group["lr"], group["weight_decay"]))
+        optimizer.step()
+        schedule.step()
+    return values
+
+
+def test_learning_rate_and_weight_decay_follow_the_same_cosine():
+    optimizer = make_optimizer()
+    values = run(optimizer, CosineSchedule(optimizer, T_max=100), 120)
+    for step, (lr, weight_decay) in enumerate(values):
+        factor = (1 + math.cos(math.pi * min(step / 100, 1))) / 2
+        assert lr == pytest.approx(1e-4 * factor, abs=1e-12)
+        assert weight_decay == pytest.approx(0.05 * factor, abs=1e-9)
+
+
+def test_end_values_are_reached_and_held():
+    optimizer = make_optimizer()
+    schedule = CosineSchedule(optimizer, T_max=10, eta_min=1e-6, weight_decay_min=0.4)
+    values = run(optimizer, schedule, 15)
+    assert values[10] == values[-1] == pytest.approx((1e-6, 0.4))
+
+
+def test_a_resumed_schedule_goes_on_where_it_was():
+    whole = make_optimizer()
+    expected = run(whole, CosineSchedule(whole, T_max=20), 20)
+    first = make_optimizer()
+    schedule = CosineSchedule(first, T_max=20)
+    values = run(first, schedule, 8)
+    second = make_optimizer()
+    resumed = CosineSchedule(second, T_max=20)
+    second.load_state_dict(first.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    assert values + run(second, resumed, 12) == pytest.approx(expected)
+
+
+def test_the_run_ends_at_the_eleventh_exceedance_of_a_full_window():
+    stop = LossEarlyStopping(window=100, max_exceedances=10)
+    # Rising losses are above their mean from the start, but count only once the window is full.
+    ended = [stop.exceeds(float(step)) for step in range(111)]
+    assert ended == [False] * 110 + [True]
+
+
+@given(st.lists(st.floats(-10, 10), max_size=60), st.integers(1, 8), st.integers(0, 5))
+def test_exceedances_are_counted_as_the_paper_says(losses, window, limit):
+    stop = LossEarlyStopping(window, limit)
+    ended = [stop.exceeds(loss) for loss in losses]
+    above = [
+        step >= window and losses[step] > sum(losses[step - window : step]) / window
+        for step in range(len(losses))
+    ]
+    assert ended == [sum(above[: step + 1]) > limit for step in range(len(losses))]
+
+
+def test_a_resumed_stop_goes_on_where_it_was():
+    losses = [float(step % 7) for step in range(60)]
+    whole, first, second = (LossEarlyStopping(10, 20) for _ in range(3))
+    expected = [whole.exceeds(loss) for loss in losses]
+    ended = [first.exceeds(loss) for loss in losses[:25]]
+    second.load_state_dict(first.state_dict())
+    assert ended + [second.exceeds(loss) for loss in losses[25:]] == expected
+    assert True in expected
