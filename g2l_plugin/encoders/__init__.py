@@ -1,0 +1,1 @@
+"""Any frozen image encoder: teacher, student or rival."""

@@ -95,5 +95,8 @@ def test_every_loss_falls_when_it_is_descended(loss_class):
         value = loss(student, teacher)
         value.backward()
         optimizer.step()
-    assert value.item() < first - 0.1
+    assert value.item() < first
+    if loss_class is SimilarityKLLoss:  # it aligns similarities, not the embeddings themselves
+        assert value.item() < 0.1 * first
+        return
     assert torch.cosine_similarity(student, teacher).mean() > 0.9
