@@ -11,7 +11,13 @@ from PIL import Image
 from torchvision import tv_tensors
 from typing_extensions import override
 
-from g2l_plugin.demo.cohort import TISSUE_CLASSES, load_cohort, make_cohort
+from g2l_plugin.demo.cohort import (
+    MASK_DOWNSAMPLE,
+    TISSUE_CLASSES,
+    DemoSlide,
+    load_cohort,
+    make_cohort,
+)
 from g2l_plugin.slides.tiles import TileDataset
 
 
@@ -96,11 +102,13 @@ class DemoTiles(TileDataset):
         x, y = self._xy[index]
         return f"{slide}/{x}_{y}.png"
 
-    def _demo_slides(self) -> list:
+    def _demo_slides(self) -> list[DemoSlide]:
         return [slide for slide in load_cohort(self._root) if slide.split == self._slides_split]
 
     def _class_shares(self, index: int, masks: list[np.ndarray]) -> np.ndarray:
         """Share of each class in a tile's area, float (classes,)."""
         number = self._slide_of_tile[index]
-        mask, slide = masks[number], self._slides[number]
-        raise NotImplementedError
+        start = self._xy[index] // MASK_DOWNSAMPLE
+        stop = start + np.array(self._slides[number].plan.level0_size) // MASK_DOWNSAMPLE
+        area = masks[number][start[1] : stop[1], start[0] : stop[0]]
+        return np.bincount(area.ravel(), minlength=len(TISSUE_CLASSES) + 1)[1:] / area.size

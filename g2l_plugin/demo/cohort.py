@@ -1,0 +1,216 @@
+"""A generated, H&E-like cohort of several centres: slides, label masks and a manifest."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import csv
+import dataclasses
+import io
+import json
+import multiprocessing
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+from scipy import ndimage
+from tqdm import tqdm
+
+from g2l_plugin.demo.tissue import MASK_DOWNSAMPLE, TISSUE_CLASSES, paint_tissue
+from g2l_plugin.errors import UserError
+from g2l_plugin.files import write_text
+
+__all__ = ["CENTRES", "MASK_DOWNSAMPLE", "TISSUE_CLASSES", "DemoSlide", "load_cohort", "make_cohort"]
+
+MPP = 0.5
+"""Microns per pixel of every slide."""
+
+_FORMAT = 1
+"""Raised when the generator changes, so that an older cohort is not taken for the present one."""
+
+_SPLITS = ("train", "train", "train", "train", "val", "test")
+"""Splits of a centre's slides, in turn."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Centre:
+    """A centre's stain and scanner.
+
+    Attributes:
+        haematoxylin: Absorbance per channel, RGB.
+        eosin: Absorbance per channel, RGB.
+        white: Colour of glass, RGB in [0, 1].
+        gamma: Of the scanner's response.
+        blur: Of its optics, in pixels.
+        noise: Of its sensor, standard deviation in 1/255.
+    """
+
+    haematoxylin: tuple[float, float, float]
+    eosin: tuple[float, float, float]
+    white: tuple[float, float, float]
+    gamma: float
+    blur: float
+    noise: float
+
+
+_CENTRES = {
+    "north": _Centre((1.05, 1.15, 0.50), (0.12, 0.95, 0.45), (0.96, 0.96, 0.97), 1.00, 0.5, 2.0),
+    "east": _Centre((1.30, 1.00, 0.45), (0.30, 0.75, 0.20), (0.93, 0.91, 0.94), 1.15, 0.9, 3.0),
+    "south": _Centre((0.75, 1.05, 0.70), (0.08, 0.70, 0.70), (0.98, 0.96, 0.92), 0.85, 0.7, 2.5),
+    "west": _Centre((1.20, 1.45, 0.35), (0.22, 1.25, 0.75), (0.90, 0.92, 0.95), 1.05, 0.6, 4.0),
+}
+
+CENTRES = tuple(_CENTRES)
+"""Names of the centres."""
+
+
+@dataclasses.dataclass(frozen=True)
+class DemoSlide:
+    """One generated slide.
+
+    Attributes:
+        path: The slide, a pyramidal tiled TIFF.
+        mask: Its label mask, a PNG at `MASK_DOWNSAMPLE`.
+        centre: Its centre.
+        split: train, val or test.
+    """
+
+    path: Path
+    mask: Path
+    centre: str
+    split: str
+
+
+def make_cohort(
+    root: str | Path,
+    n_slides: int = 24,
+    seed: int = 0,
+    size: int = 1536,
+    workers: int | None = None,
+) -> list[DemoSlide]:
+    """Generates a cohort; one that is there with the same parameters is left as it is.
+
+    Args:
+        root: Folder for `slides/`, `masks/` and `manifest.csv`.
+        n_slides: Slides over all centres and splits.
+        seed: Seed; the same gives the same files, whatever the number of workers.
+        size: Side of the slides in pixels.
+        workers: Processes; None takes one per CPU core.
+
+    Returns:
+        The slides.
+    """
+    root = Path(root)
+    parameters = {"format": _FORMAT, "n_slides": n_slides, "seed": seed, "size": size}
+    if (root / "cohort.json").is_file():
+        if json.loads((root / "cohort.json").read_text()) == parameters:
+            return load_cohort(root)
+        # First of all: from here on, what is in the folder is no whole cohort.
+        (root / "cohort.json").unlink()
+    slides = _plan(root, n_slides)
+    for folder in {slide.path.parent for slide in slides} | {slide.mask.parent for slide in slides}:
+        folder.mkdir(parents=True, exist_ok=True)
+    # Forked where that is safe: a spawned process would import the caller's program anew.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    workers = min(workers or os.cpu_count() or 1, n_slides)
+    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
+        jobs = [
+            pool.submit(_make_slide, slide, number, seed, size)
+            for number, slide in enumerate(slides)
+        ]
+        done = concurrent.futures.as_completed(jobs)
+        for job in tqdm(done, "Generating the demo cohort", n_slides, unit="slide"):
+            job.result()
+    _write_manifest(root, slides)
+    write_text(root / "cohort.json", json.dumps(parameters) + "\n")
+    return slides
+
+
+def load_cohort(root: str | Path) -> list[DemoSlide]:
+    """Reads the manifest of a generated cohort.
+
+    Raises:
+        UserError: There is none.
+    """
+    root = Path(root)
+    if not (root / "manifest.csv").is_file():
+        raise UserError(f"There is no generated cohort in {root}: {root / 'manifest.csv'} is missing.")
+    with (root / "manifest.csv").open(newline="") as file:
+        return [
+            DemoSlide(root / row["slide"], root / row["mask"], row["centre"], row["split"])
+            for row in csv.DictReader(file)
+        ]
+
+
+def _plan(root: Path, n_slides: int) -> list[DemoSlide]:
+    slides = []
+    for number in range(n_slides):
+        centre = CENTRES[number % len(CENTRES)]
+        split = _SPLITS[number // len(CENTRES) % len(_SPLITS)]
+        name = f"{centre}-{number:03d}"
+        slides.append(
+            DemoSlide(root / "slides" / f"{name}.tiff", root / "masks" / f"{name}.png", centre, split)
+        )
+    return slides
+
+
+def _make_slide(slide: DemoSlide, number: int, seed: int, size: int) -> None:
+    rng = np.random.default_rng([seed, number])
+    h, e, labels = paint_tissue(size, rng)
+    image = _scan(h, e, _CENTRES[slide.centre], rng)
+    partial = slide.path.with_suffix(".part")
+    _write_pyramid(image, partial)
+    partial.replace(slide.path)
+    partial = slide.mask.with_suffix(".part")
+    Image.fromarray(labels).save(partial, format="png")
+    partial.replace(slide.mask)
+
+
+def _scan(
+    h: np.ndarray, e: np.ndarray, centre: _Centre, rng: np.random.Generator
+) -> np.ndarray:
+    """Stains and scans concentrations by the Beer-Lambert law; uint8 (size, size, 3)."""
+    channels = []
+    strength = rng.uniform(0.8, 1.2, 2)  # no two slides of a centre are stained alike
+    for haematoxylin, eosin, white in zip(
+        centre.haematoxylin, centre.eosin, centre.white, strict=True
+    ):
+        light = white * np.exp(-(h * haematoxylin * strength[0] + e * eosin * strength[1]))
+        light = ndimage.gaussian_filter(light, centre.blur) ** centre.gamma
+        noise = rng.standard_normal(light.shape, dtype=np.float32) * centre.noise
+        channels.append(np.clip(light * 255 + noise, 0, 255).astype(np.uint8))
+    return np.stack(channels, axis=-1)
+
+
+def _write_pyramid(image: np.ndarray, path: Path) -> None:
+    """Writes a tiled TIFF of three levels, each half the size of the one before."""
+    with tifffile.TiffWriter(path) as writer:
+        for level in range(3):
+            pixels_per_cm = 1e4 / (MPP * 2**level)
+            writer.write(
+                image,
+                tile=(256, 256),
+                photometric="rgb",
+                compression="zlib",
+                compressionargs={"level": 1},
+                predictor=True,
+                subfiletype=int(level > 0),
+                resolution=(pixels_per_cm, pixels_per_cm),
+                resolutionunit="CENTIMETER",
+                metadata=None,
+            )
+            height, width = (length // 2 * 2 for length in image.shape[:2])
+            blocks = image[:height, :width].reshape(height // 2, 2, width // 2, 2, 3)
+            image = blocks.mean(axis=(1, 3)).round().astype(np.uint8)
+
+
+def _write_manifest(root: Path, slides: list[DemoSlide]) -> None:
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["slide", "mask", "centre", "split", "mpp"])
+    for slide in slides:
+        paths = (slide.path.relative_to(root).as_posix(), slide.mask.relative_to(root).as_posix())
+        writer.writerow([*paths, slide.centre, slide.split, MPP])
+    write_text(root / "manifest.csv", buffer.getvalue())
