@@ -30,7 +30,9 @@ SWITCH = "G2L_PLUGIN_AUTOLOAD"
 """Set to 0, this variable leaves torch and eva as if the package were not installed."""
 
 _REGISTRY_MODULE = "eva.vision.models.networks.backbones.registry"
-_CLI_MODULE = "eva.core.cli.cli"
+# A hook fires at once on a module that is half imported, as most of eva is when it imports torch.
+# This is the part of the command line that eva imports after its trainers and modules.
+_CLI_MODULE = "eva.core.cli.setup"
 
 
 def autoload() -> None:
@@ -65,7 +67,7 @@ def prepare_cli(cli_module: ModuleType) -> None:
     """Makes trainer and module known to eva's command line, and its errors short.
 
     Args:
-        cli_module: eva's module that holds `cli`; not used.
+        cli_module: eva's module that tells when; not used.
     """
     previous = sys.excepthook
 
