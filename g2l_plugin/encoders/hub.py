@@ -32,15 +32,15 @@ def download_model(
         UserError: No access, no such repository or revision, no such file, or no connection.
     """
     try:
-        commit = _resolve(repo_id, revision)
-        paths = [
-            Path(
-                hf_hub_download(
-                    repo_id, file, revision=commit or revision, local_files_only=commit is None
-                )
-            )
-            for file in files
-        ]
+        offline = not _is_reachable(repo_id, revision)
+        first = Path(
+            hf_hub_download(repo_id, files[0], revision=revision, local_files_only=offline)
+        )
+        # The cache names a snapshot's folder after its commit. The other files are of the same one,
+        # also where a branch moves on meanwhile.
+        commit = first.parent.name
+        for file in files[1:]:
+            hf_hub_download(repo_id, file, revision=commit, local_files_only=offline)
     except errors.GatedRepoError as error:
         raise UserError(_no_access(repo_id)) from error
     except errors.RepositoryNotFoundError as error:
@@ -64,24 +64,21 @@ def download_model(
         raise UserError(f"The Hub answered {status} for {repo_id}. Try again later.") from error
     except (errors.HTTPError, errors.OfflineModeIsEnabled, OSError) as error:
         raise UserError(_out_of_reach(repo_id)) from error
-    folder = paths[0].parent
-    return folder, folder.name  # the cache names a snapshot's folder after its commit
+    return first.parent, commit
 
 
-def _resolve(repo_id: str, revision: str | None) -> str | None:
-    """The commit of a revision: every file is to be of one, also while main moves on.
-
-    None where the Hub cannot be asked; what the local cache knows then decides.
-    """
+def _is_reachable(repo_id: str, revision: str | None) -> bool:
+    """Whether the Hub answers; asked once, for a download alone would try for minutes."""
     if constants.HF_HUB_OFFLINE:
-        return None
+        return False
     try:
-        return HfApi().model_info(repo_id, revision=revision, timeout=_TIMEOUT).sha
+        HfApi().model_info(repo_id, revision=revision, timeout=_TIMEOUT)
     except (errors.HTTPError, OSError) as error:
-        if isinstance(error, errors.HfHubHTTPError):  # the Hub answered
+        if isinstance(error, errors.HfHubHTTPError):  # it did, with an error
             raise
         logger.warning(f"The Hub cannot be reached; looking for {repo_id} in the local cache.")
-        return None
+        return False
+    return True
 
 
 def _no_access(repo_id: str) -> str:

@@ -1,0 +1,125 @@
+import copy
+
+import pytest
+import torch
+from eva.core.models.modules.typings import INPUT_BATCH
+from helpers import TINY, WIDER, save_tiny_model
+
+from g2l_plugin.distillation.losses import LogSumLoss
+from g2l_plugin.distillation.module import DistillationModule
+from g2l_plugin.encoders.load import EncoderSource
+from g2l_plugin.errors import UserError
+from g2l_plugin.slides.views import AugmentedView
+
+
+@pytest.fixture
+def make_module(tmp_path):
+    teacher = save_tiny_model(tmp_path / "teacher", **WIDER)
+
+    def make(**options):
+        options = {
+            "teacher": EncoderSource(f"local-dir:{teacher}"),
+            "student": EncoderSource(
+                "timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY
+            ),
+            "view": AugmentedView(32),
+        } | options
+        return DistillationModule(**options)
+
+    return make
+
+
+def test_nothing_is_loaded_before_configure_model_and_then_once(make_module):
+    module = make_module()
+    assert module.teacher is None and module.student is None
+    copied = copy.deepcopy(module)  # as eva does before it fits
+    copied.configure_model()
+    teacher, student = copied.teacher, copied.student
+    copied.configure_model()
+    assert copied.teacher is teacher and copied.student is student
+    assert module.teacher is None
+
+
+def test_the_default_loss_is_the_papers(make_module):
+    loss = make_module().loss
+    assert isinstance(loss, LogSumLoss)
+    assert loss.alpha == 4
+
+
+def test_the_teacher_is_frozen_and_stays_in_evaluation_mode(make_module):
+    module = make_module()
+    module.configure_model()
+    module.train()
+    assert module.student.training and not any(m.training for m in module.teacher.modules())
+    assert not any(p.requires_grad for p in module.teacher.parameters())
+    optimised = {
+        id(p) for g in module.configure_optimizers()["optimizer"].param_groups for p in g["params"]
+    }
+    expected = {id(p) for part in (module.student, module.objective) for p in part.parameters()}
+    assert optimised == expected
+
+
+def test_the_state_dict_holds_everything_but_the_teacher(make_module):
+    module = make_module()
+    module.configure_model()
+    keys = module.state_dict().keys()
+    assert {key.partition(".")[0] for key in keys} == {"student", "objective"}
+    assert "objective.projector.weight" in keys and "student.model.cls_token" in keys
+    wrapped = torch.nn.ModuleDict({"outer": module})
+    assert not any(key.startswith("outer.teacher") for key in wrapped.state_dict())
+
+
+def test_teacher_and_student_see_the_same_view_each_with_its_own_normalisation(make_module):
+    module = make_module()
+    module.configure_model()
+    seen = {}
+    for name in ("teacher", "student"):
+        getattr(module, name).model.register_forward_pre_hook(
+            lambda _, inputs, name=name: seen.__setitem__(name, inputs[0])
+        )
+    tiles = torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8)
+    module.train()
+    view = module.on_after_batch_transfer(tiles, 0)
+    assert view.shape == (4, 3, 32, 32)
+    module._embed(view)
+    for name, given in seen.items():
+        encoder = getattr(module, name)
+        torch.testing.assert_close(given * encoder.std + encoder.mean, view)
+    assert not torch.allclose(seen["teacher"], seen["student"])
+
+
+def test_labelled_batches_are_taken_too(make_module):
+    module = make_module().eval()
+    tiles = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    batch = INPUT_BATCH(tiles, torch.tensor([0, 1]), {})
+    torch.testing.assert_close(module.on_after_batch_transfer(batch, 0), tiles / 255)
+
+
+def test_gradients_reach_the_student_and_the_projector_alone(make_module):
+    module = make_module()
+    module.configure_model()
+    student, teacher = module._embed(torch.rand(8, 3, 32, 32))
+    module.objective(student, teacher).backward()
+    assert module.student.model.cls_token.grad.abs().sum() > 0
+    assert module.objective.projector.weight.grad.abs().sum() > 0
+    assert all(p.grad is None for p in module.teacher.parameters())
+
+
+def test_a_checkpoint_of_another_student_is_refused(make_module):
+    module, other = make_module(), make_module()
+    other.student_source = EncoderSource(
+        "timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY | {"depth": 3}
+    )
+    for each in (module, other):
+        each.configure_model()
+    checkpoint = {"state_dict": other.state_dict()}
+    other.on_save_checkpoint(checkpoint)
+    with pytest.raises(UserError, match="another student"):
+        module.on_load_checkpoint(checkpoint)
+
+
+def test_a_missing_student_is_told_before_the_teacher_is_read(make_module, tmp_path):
+    module = make_module(student=EncoderSource(f"local-dir:{tmp_path / 'none'}"))
+    with pytest.raises(UserError, match="none"):
+        module.configure_model()
+    assert module.teacher is None

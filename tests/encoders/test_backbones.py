@@ -1,0 +1,56 @@
+import pytest
+import torch
+from helpers import save_tiny_model
+
+from g2l_plugin.encoders import backbones
+from g2l_plugin.errors import UserError
+
+
+@pytest.fixture
+def source(tmp_path):
+    return f"local-dir:{save_tiny_model(tmp_path / 'student', depth=3)}"
+
+
+def test_a_student_gives_class_token_embeddings_at_any_image_size(source):
+    model = backbones.student(source).eval()
+    assert model(torch.zeros(2, 3, 32, 32)).shape == (2, 32)
+    assert model(torch.zeros(2, 3, 64, 64)).shape == (2, 32)
+
+
+@pytest.mark.parametrize(("out_indices", "n_maps"), [(1, 1), (2, 2), ((0, 2), 2)])
+def test_out_indices_give_patch_maps(source, out_indices, n_maps):
+    maps = backbones.student(source, out_indices=out_indices).eval()(torch.zeros(2, 3, 64, 64))
+    assert [tuple(m.shape) for m in maps] == [(2, 32, 8, 8)] * n_maps
+
+
+def test_the_variable_names_the_student(source, monkeypatch):
+    monkeypatch.setenv("G2L_STUDENT", source)
+    assert backbones.student()(torch.zeros(1, 3, 32, 32)).shape == (1, 32)
+
+
+def test_without_a_source_both_ways_to_give_it_are_named(monkeypatch):
+    monkeypatch.delenv("G2L_STUDENT", raising=False)
+    with pytest.raises(UserError, match="G2L_STUDENT=.*MODEL_EXTRA_KWARGS="):
+        backbones.student()
+
+
+@pytest.mark.parametrize("name", ["breast_vitl14", "prostate_vitl14"])
+def test_named_students_are_of_the_namespace(name, monkeypatch):
+    monkeypatch.delenv("G2L_HUB_NAMESPACE", raising=False)
+    with pytest.raises(UserError, match="G2L_HUB_NAMESPACE"):
+        getattr(backbones, name)()
+    asked = []
+    monkeypatch.setenv("G2L_HUB_NAMESPACE", "us")
+    monkeypatch.setattr(backbones, "student", lambda *args: asked.append(args))
+    getattr(backbones, name)("v1", 2)
+    assert asked == [(f"hf-hub:us/{name}", "v1", 2, True)]
+
+
+def test_other_networks_than_transformers_are_students_too(tmp_path):
+    import timm
+    from timm.models import save_for_hf
+
+    model = timm.create_model("resnet10t", num_classes=0)
+    save_for_hf(model, str(tmp_path / "resnet"), safe_serialization=True)
+    model = backbones.student(f"local-dir:{tmp_path / 'resnet'}")
+    assert model.eval()(torch.zeros(1, 3, 64, 64)).shape == (1, 512)

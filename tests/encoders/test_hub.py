@@ -1,0 +1,93 @@
+import json
+import os
+import subprocess
+import sys
+
+from helpers import save_tiny_model
+from hub_server import serve_hub
+
+COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+LOAD = """
+import json, sys
+from loguru import logger
+logger.remove()
+from g2l_plugin import UserError, load_encoder
+for line in sys.stdin:
+    source, revision = json.loads(line)
+    try:
+        print(json.dumps(vars(load_encoder(source, revision).provenance)))
+    except UserError as error:
+        print(json.dumps({"error": str(error)}))
+"""
+
+
+def load(tmp_path, *requests, **environment):
+    """Loads each (source, revision) with the real clients; a provenance or an error each."""
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+        "HF_HOME": str(tmp_path / "hf"),
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HUB_DISABLE_TELEMETRY": "1",
+        **environment,
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", LOAD],
+        input="\n".join(map(json.dumps, requests)),
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert result.returncode == 0, result.stderr
+    return [json.loads(line) for line in result.stdout.splitlines()]
+
+
+def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path):
+    repo = save_tiny_model(tmp_path / "repo")
+    pickled = save_tiny_model(tmp_path / "pickled")
+    (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
+    repos = {"org/tiny": repo, "bioptimus/H-optimus-0": repo, "org/pickled": pickled}
+    with serve_hub(repos, gated={"bioptimus/H-optimus-0"}, commit=COMMIT) as url:
+        main, pinned, inline, gated, missing, revision, no_safetensors = load(
+            tmp_path,
+            ("hf-hub:org/tiny", None),
+            ("hf-hub:org/tiny", COMMIT),
+            (f"hf-hub:org/tiny@{COMMIT}", None),
+            ("hf-hub:bioptimus/H-optimus-0", None),
+            ("hf-hub:org/nothing", None),
+            ("hf-hub:org/tiny", "v9"),
+            ("hf-hub:org/pickled", None),
+            HF_ENDPOINT=url,
+        )
+    assert main == pinned == inline
+    assert main["revision"] == COMMIT
+    assert main["source"] == "hf-hub:org/tiny"
+    assert (main["file"], len(main["sha256"])) == ("model.safetensors", 64)
+    for part in (
+        "No access to bioptimus/H-optimus-0",
+        f"Ask for access at {url}/bioptimus/H-optimus-0",
+        "hf auth login",
+        "TEACHER=hf-hub:1aurent/vit_giant_patch14_reg4_224.h-optimus-v0",
+    ):
+        assert part in gated["error"]
+    assert "no model org/nothing" in missing["error"]
+    assert "no revision 'v9'" in revision["error"]
+    assert "safetensors only" in no_safetensors["error"]
+
+    offline, absent = load(
+        tmp_path, ("hf-hub:org/tiny", None), ("hf-hub:org/other", None), HF_HUB_OFFLINE="1"
+    )
+    assert offline == main
+    assert "not in the local cache" in absent["error"]
+
+    # The server is gone: the cache still serves, and what it lacks is told at once.
+    unreachable, gone = load(
+        tmp_path,
+        ("hf-hub:org/tiny", None),
+        ("hf-hub:bioptimus/H-optimus-0", None),
+        HF_ENDPOINT=url,
+    )
+    assert unreachable == main
+    assert "the Hub cannot be reached" in gone["error"]
+    assert "Ask for access at" in gone["error"]
