@@ -1,18 +1,19 @@
 """How eva learns of this package, and of any other that adds backbones to its registry.
 
 PyTorch calls `autoload` at the end of `import torch` (entry-point group `torch.backends`), before
-eva exists. It asks to be told when eva's registry and eva's command line are imported:
+eva exists. It asks to be told when two modules of eva are imported:
 
-- every entry point of the group `eva.backbones` then becomes a backbone of that name;
-- the trainer and the module are imported, so that configs name them bare and `--help` lists them;
-- errors that a user can mend are printed by the command line without a traceback.
+- after eva's backbones, every entry point of the group `eva.backbones` becomes one more of them;
+- when eva's command line starts, the trainer and the module are imported, so that configs name them
+  bare and `--help` lists them, and errors that a user can mend are printed without a traceback.
 
 Nothing here may raise or be slow: `import torch` and `import eva` belong to the user. The variable
-G2L_PLUGIN_AUTOLOAD=0 switches all of it off.
+G2L_PLUGIN_AUTOLOAD=0 switches all of it off; TORCH_DEVICE_BACKEND_AUTOLOAD=0 is PyTorch's own.
 """
 
 from __future__ import annotations
 
+import functools
 import importlib.metadata
 import importlib.util
 import inspect
@@ -20,8 +21,10 @@ import os
 import sys
 import warnings
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, TracebackType
 from typing import Any
+
+from g2l_plugin.errors import UserError
 
 ENTRY_POINT_GROUP = "eva.backbones"
 """Entry points of this group, of any package, become backbones in eva's registry."""
@@ -29,9 +32,12 @@ ENTRY_POINT_GROUP = "eva.backbones"
 SWITCH = "G2L_PLUGIN_AUTOLOAD"
 """Set to 0, this variable leaves torch and eva as if the package were not installed."""
 
-_REGISTRY_MODULE = "eva.vision.models.networks.backbones.registry"
-# A hook fires at once on a module that is half imported, as most of eva is when it imports torch.
-# This is the part of the command line that eva imports after its trainers and modules.
+_OURS = "g2l-plugin"
+# The package and not its module `registry`: eva's own backbones are then in, and a name that two
+# claim is a warning about the newcomer instead of an error in eva.
+_BACKBONES_MODULE = "eva.vision.models.networks.backbones"
+# A hook fires at once on a module that is half imported, as `eva` and `eva.core.cli.cli` are when
+# they import torch. This one eva imports later.
 _CLI_MODULE = "eva.core.cli.setup"
 
 
@@ -42,38 +48,54 @@ def autoload() -> None:
     try:
         import wrapt
 
-        wrapt.register_post_import_hook(_guarded(register_backbones), _REGISTRY_MODULE)
-        wrapt.register_post_import_hook(_guarded(prepare_cli), _CLI_MODULE)
+        wrapt.register_post_import_hook(_guarded(register_backbones), _BACKBONES_MODULE)
+        wrapt.register_post_import_hook(_guarded(extend_cli), _CLI_MODULE)
     except Exception as error:
-        warnings.warn(f"g2l-plugin: eva will not find its backbones: {error!r}", stacklevel=2)
+        _warn(f"g2l-plugin: eva will not find its backbones: {error!r}")
 
 
-def register_backbones(registry_module: ModuleType) -> None:
+def register_backbones(backbones_module: ModuleType) -> None:
     """Adds the entry points of the group `eva.backbones` to eva's registry, unloaded.
 
     Args:
-        registry_module: eva's module that holds `backbone_registry`.
+        backbones_module: eva's package that holds `backbone_registry`.
     """
-    registry = registry_module.backbone_registry
-    for entry_point in importlib.metadata.entry_points(group=ENTRY_POINT_GROUP):
+    registry = backbones_module.backbone_registry
+    # Ours first: another package cannot take their names.
+    found = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
+    for entry_point in sorted(found, key=lambda entry_point: _owner(entry_point) != _OURS):
         try:
             _check(entry_point)
             registry.register(entry_point.name)(LazyBackbone(entry_point))
         except Exception as error:
-            warnings.warn(f"{_describe(entry_point)} is left out: {error}", stacklevel=2)
+            _warn(f"{_describe(entry_point)} is left out: {error}")
 
 
-def prepare_cli(cli_module: ModuleType) -> None:
-    """Makes trainer and module known to eva's command line, and its errors short.
+def extend_cli(setup_module: ModuleType) -> None:
+    """Has eva's command line call `prepare_cli` when it starts.
+
+    `import eva` alone also imports eva's command line, so only the call tells them apart.
 
     Args:
-        cli_module: eva's module that tells when; not used.
+        setup_module: eva's module with the function `setup`, which the command line calls first.
     """
+    setup = setup_module.setup
+
+    @functools.wraps(setup)
+    def prepared_setup() -> None:
+        _guarded(prepare_cli)()
+        setup()
+
+    setup_module.setup = prepared_setup
+
+
+def prepare_cli() -> None:
+    """Makes trainer and module known to eva's command line, and errors of users short."""
     previous = sys.excepthook
 
-    def print_user_errors(kind: type[BaseException], error: BaseException, trace: Any) -> None:
-        from g2l_plugin.errors import UserError
-
+    def print_user_errors(
+        kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
         if issubclass(kind, UserError):
             print(f"error: {error}", file=sys.stderr)
         else:
@@ -104,19 +126,28 @@ class LazyBackbone:
         try:
             return self._entry_point.load()
         except Exception as error:
-            raise ImportError(f"{_describe(self._entry_point)} cannot be loaded: {error!r}") from error
+            raise ImportError(
+                f"{_describe(self._entry_point)} cannot be loaded: {error!r}"
+            ) from error
 
 
-def _guarded(hook: Callable[[ModuleType], None]) -> Callable[[ModuleType], None]:
-    """Turns an exception of an import hook into a warning."""
+def _guarded(function: Callable[..., None]) -> Callable[..., None]:
+    """Turns an exception of a function that eva did not ask for into a warning."""
 
-    def guarded(module: ModuleType) -> None:
+    def guarded(*args: Any) -> None:
         try:
-            hook(module)
+            function(*args)
         except Exception as error:
-            warnings.warn(f"g2l-plugin: {hook.__name__} failed: {error!r}", stacklevel=2)
+            _warn(f"g2l-plugin: {function.__name__} failed: {error!r}")
 
     return guarded
+
+
+def _warn(message: str) -> None:
+    try:
+        warnings.warn(message, stacklevel=3)
+    except Warning:  # where warnings are errors, they are still none of torch's or eva's
+        print(f"warning: {message}", file=sys.stderr)
 
 
 def _check(entry_point: importlib.metadata.EntryPoint) -> None:
@@ -128,9 +159,12 @@ def _check(entry_point: importlib.metadata.EntryPoint) -> None:
         raise ImportError(f"there is no package {package!r}")
 
 
+def _owner(entry_point: importlib.metadata.EntryPoint) -> str:
+    return entry_point.dist.name if entry_point.dist else ""
+
+
 def _describe(entry_point: importlib.metadata.EntryPoint) -> str:
-    owner = f" of {entry_point.dist.name}" if entry_point.dist else ""
     return (
         f"Backbone {entry_point.name!r} (entry point {entry_point.value!r} in group "
-        f"{ENTRY_POINT_GROUP!r}{owner})"
+        f"{ENTRY_POINT_GROUP!r} of {_owner(entry_point)})"
     )

@@ -1,0 +1,129 @@
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from helpers import save_tiny_model
+
+EVA = Path(sys.executable).with_name("eva")
+
+
+def run_python(code, *paths, **environment):
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(map(str, paths)),
+        "CUDA_VISIBLE_DEVICES": "",
+        **environment,
+    }
+    return subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def install(folder: Path, name: str, entry_points: str, **modules: str) -> Path:
+    """Lays out a package as pip does, enough for its entry points to be found."""
+    info = folder / f"{name}-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(entry_points)
+    for module, text in modules.items():
+        (folder / f"{module}.py").write_text(text)
+    return folder
+
+
+def test_importing_torch_loads_nothing_heavy_of_ours():
+    result = run_python(
+        "import torch, sys; print(sorted(m for m in sys.modules if m.startswith('g2l_plugin')));"
+        "print([m for m in ('eva', 'timm', 'lightning', 'openslide') if m in sys.modules])"
+    )
+    assert result.returncode == 0, result.stderr
+    ours, heavy = result.stdout.splitlines()
+    assert ours == "['g2l_plugin', 'g2l_plugin.registration']"
+    assert heavy == "[]"
+
+
+def test_importing_the_package_loads_neither_torch_nor_eva():
+    result = run_python(
+        "import g2l_plugin, sys; print([m for m in ('torch', 'eva') if m in sys.modules])"
+    )
+    assert result.stdout.strip() == "[]"
+
+
+def test_torch_works_without_eva_and_with_the_plugin_switched_off():
+    result = run_python("import sys; sys.modules['eva'] = None; import torch; print('fine')")
+    assert (result.stdout.strip(), result.stderr) == ("fine", "")
+    result = run_python(
+        "from eva.vision.models.networks.backbones import backbone_registry as r;"
+        "print([name for name in r.entries() if name.startswith('g2l/')])",
+        G2L_PLUGIN_AUTOLOAD="0",
+    )
+    assert result.stdout.strip() == "[]", result.stderr
+
+
+def test_eva_finds_our_students_and_those_of_others_and_a_broken_one_harms_nobody(tmp_path):
+    student = save_tiny_model(tmp_path / "student", depth=2)
+    acme = install(
+        tmp_path / "acme",
+        "acme",
+        "[eva.backbones]\nacme/vit = acme_models:vit\nacme/late = acme_models:missing\n"
+        "acme/gone = acme_gone:vit\nacme/odd = not an object\ng2l/student = acme_models:vit\n",
+        acme_models="""
+            import torch
+            def vit(out_indices=None, width=3):
+                return torch.nn.Linear(width, 5)
+        """.replace("\n            ", "\n"),
+    )
+    code = """
+from eva.vision.models import ModelFromRegistry
+from eva.vision.models.networks.backbones import backbone_registry
+import torch
+ours = ModelFromRegistry("g2l/student", {"out_indices": None}, {"source": SOURCE})
+print(ours(torch.zeros(1, 3, 32, 32)).shape)
+maps = ModelFromRegistry("g2l/student", {"out_indices": 1}, {"source": SOURCE})
+print([m.shape for m in maps(torch.zeros(1, 3, 32, 32))])
+theirs = ModelFromRegistry("acme/vit", {"out_indices": 1, "unknown": 2}, {"width": 7})
+print(theirs(torch.zeros(1, 7)).shape)
+print(sorted(n for n in backbone_registry.entries() if n.startswith(("acme/", "g2l/"))))
+try:
+    ModelFromRegistry("acme/late")
+except ImportError as error:
+    print(error)
+""".replace("SOURCE", repr(f"local-dir:{student}"))
+    result = run_python(code, acme)
+    assert result.returncode == 0, result.stderr
+    shape, maps, theirs, names, late = result.stdout.splitlines()
+    assert shape == "torch.Size([1, 32])"
+    assert maps == "[torch.Size([1, 32, 4, 4])]"
+    assert theirs == "torch.Size([1, 5])"
+    assert names == str(
+        ["acme/late", "acme/vit", "g2l/breast_vitl14", "g2l/prostate_vitl14", "g2l/student"]
+    )
+    assert "'acme/late' (entry point 'acme_models:missing'" in late and "of acme" in late
+    for named in (
+        r"'acme/gone' .*no package 'acme_gone'",
+        r"'acme/odd' .*not of the form",
+        r"'g2l/student' .*already registered",
+    ):
+        assert re.search(named, result.stderr), (named, result.stderr)
+
+
+def test_evas_command_line_knows_the_trainer_and_the_module():
+    """As known subclasses in `eva fit --help`, and by their bare names in `--trainer.help`."""
+    commands = {
+        ("fit", "--help"): ["g2l_plugin.KDTrainer", "g2l_plugin.DistillationModule"],
+        ("fit", "--trainer.help=KDTrainer"): ["--trainer.resume_from"],
+        ("fit", "--model.help=DistillationModule"): ["--model.normalize_teacher"],
+    }
+    for number, (arguments, expected) in enumerate(commands.items()):
+        program = [sys.executable, "-m", "eva"] if number else [str(EVA)]
+        result = subprocess.run(
+            [*program, *arguments],
+            capture_output=True,
+            text=True,
+            timeout=120,
+            env=os.environ | {"COLUMNS": "500"},
+        )
+        for text in expected:
+            assert text in result.stdout, (arguments, result.stdout, result.stderr)
