@@ -24,8 +24,6 @@ from collections.abc import Callable
 from types import ModuleType, TracebackType
 from typing import Any
 
-from g2l_plugin.errors import UserError
-
 ENTRY_POINT_GROUP = "eva.backbones"
 """Entry points of this group, of any package, become backbones in eva's registry."""
 
@@ -91,6 +89,8 @@ def extend_cli(setup_module: ModuleType) -> None:
 
 def prepare_cli() -> None:
     """Makes trainer and module known to eva's command line, and errors of users short."""
+    from g2l_plugin.errors import UserError
+
     previous = sys.excepthook
 
     def print_user_errors(

@@ -2,10 +2,13 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from helpers import save_tiny_model
+
+from g2l_plugin import registration
 
 EVA = Path(sys.executable).with_name("eva")
 
@@ -68,7 +71,8 @@ def test_eva_finds_our_students_and_those_of_others_and_a_broken_one_harms_nobod
         tmp_path / "acme",
         "acme",
         "[eva.backbones]\nacme/vit = acme_models:vit\nacme/late = acme_models:missing\n"
-        "acme/gone = acme_gone:vit\nacme/odd = not an object\ng2l/student = acme_models:vit\n",
+        "acme/gone = acme_gone:vit\nacme/odd = not an object\ng2l/student = acme_models:vit\n"
+        "pathology/kaiko_vits16 = acme_models:vit\n",
         acme_models="""
             import torch
             def vit(out_indices=None, width=3):
@@ -78,7 +82,7 @@ def test_eva_finds_our_students_and_those_of_others_and_a_broken_one_harms_nobod
     code = """
 from eva.vision.models import ModelFromRegistry
 from eva.vision.models.networks.backbones import backbone_registry
-import torch
+import sys, torch
 ours = ModelFromRegistry("g2l/student", {"out_indices": None}, {"source": SOURCE})
 print(ours(torch.zeros(1, 3, 32, 32)).shape)
 maps = ModelFromRegistry("g2l/student", {"out_indices": 1}, {"source": SOURCE})
@@ -90,10 +94,14 @@ try:
     ModelFromRegistry("acme/late")
 except ImportError as error:
     print(error)
+print(sys.excepthook is sys.__excepthook__)
+from eva.core.cli import setup  # what the command line calls first
+setup.setup()
+ModelFromRegistry("g2l/breast_vitl14")
 """.replace("SOURCE", repr(f"local-dir:{student}"))
-    result = run_python(code, acme)
-    assert result.returncode == 0, result.stderr
-    shape, maps, theirs, names, late = result.stdout.splitlines()
+    result = run_python(code, acme, G2L_HUB_NAMESPACE="")
+    assert result.stdout.count("\n") == 6, result.stderr
+    shape, maps, theirs, names, late, plain = result.stdout.splitlines()
     assert shape == "torch.Size([1, 32])"
     assert maps == "[torch.Size([1, 32, 4, 4])]"
     assert theirs == "torch.Size([1, 5])"
@@ -105,8 +113,30 @@ except ImportError as error:
         r"'acme/gone' .*no package 'acme_gone'",
         r"'acme/odd' .*not of the form",
         r"'g2l/student' .*already registered",
+        r"'pathology/kaiko_vits16' .*already registered",
     ):
         assert re.search(named, result.stderr), (named, result.stderr)
+    # Errors of users are short on the command line, and whole in a Python session.
+    assert plain == "True"
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith("error: g2l/breast_vitl14 needs to know whose")
+    assert "Traceback" not in result.stderr
+
+
+def test_what_fails_in_a_hook_is_a_warning_also_where_warnings_are_errors(monkeypatch, capsys):
+    def fails(module):
+        raise OSError("no disk")
+
+    with pytest.warns(UserWarning, match=r"fails failed: OSError\('no disk'\)"):
+        registration._guarded(fails)(None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        registration._guarded(fails)(None)
+    assert "fails failed" in capsys.readouterr().err
+    monkeypatch.delenv("G2L_PLUGIN_AUTOLOAD", raising=False)
+    monkeypatch.setitem(sys.modules, "wrapt", None)
+    with pytest.warns(UserWarning, match="eva will not find its backbones"):
+        registration.autoload()
 
 
 def test_evas_command_line_knows_the_trainer_and_the_module():
