@@ -88,7 +88,9 @@ def _lay_out(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
     grid = np.stack(np.meshgrid(*[np.arange(cells)] * 2, indexing="ij"), -1).reshape(-1, 2)
     centres = (grid + rng.uniform(0.2, 0.8, grid.shape)) * coarse / cells
     # Every class as often as any other, in an order of chance.
-    classes = rng.permutation(np.arange(len(centres)) % len(TISSUE_CLASSES)) + 1
+    rounds = -(-len(centres) // len(TISSUE_CLASSES))
+    order = [rng.permutation(len(TISSUE_CLASSES)) for _ in range(rounds)]
+    classes = rng.permutation(np.concatenate(order)[: len(centres)]) + 1
     turns = rng.uniform(0, np.pi, len(centres))
     pixels = np.stack(np.mgrid[:coarse, :coarse], -1).astype(np.float32)
     warp = np.stack([_smooth_noise(coarse, 12, rng) for _ in range(2)], -1) * 7

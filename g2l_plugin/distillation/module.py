@@ -117,6 +117,8 @@ class DistillationModule(ModelModule):
         student, teacher = self._embed(batch)
         loss = self.objective(student, teacher)
         self.log("train/loss", loss, prog_bar=True)
+        group = self.optimizers().param_groups[0]
+        self.log_dict({"train/lr": group["lr"], "train/weight_decay": group["weight_decay"]})
         return {"loss": loss}
 
     @override
@@ -129,8 +131,6 @@ class DistillationModule(ModelModule):
                 f"under {self.trainer.log_dir}."
             )
         self.tiles_seen += len(batch) * self.trainer.world_size
-        group = self.optimizers().param_groups[0]
-        self.log_dict({"train/lr": group["lr"], "train/weight_decay": group["weight_decay"]})
 
     @override
     def validation_step(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> STEP_OUTPUT:

@@ -1,0 +1,81 @@
+import csv
+
+import numpy as np
+import openslide
+import pytest
+from PIL import Image
+
+from g2l_plugin.demo import cohort as cohort_lib
+from g2l_plugin.demo.cohort import (
+    CENTRES,
+    MASK_DOWNSAMPLE,
+    TISSUE_CLASSES,
+    load_cohort,
+    make_cohort,
+)
+from g2l_plugin.errors import UserError
+
+SIZE = 768
+
+
+def contents(folder):
+    return {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
+
+
+def test_slides_are_pyramids_with_mpp_and_masks_know_their_tissue(tmp_path):
+    slides = make_cohort(tmp_path, n_slides=4, size=SIZE)
+    assert load_cohort(tmp_path) == slides
+    seen = set()
+    for slide in slides:
+        with openslide.OpenSlide(str(slide.path)) as opened:
+            assert opened.level_dimensions == ((SIZE,) * 2, (SIZE // 2,) * 2, (SIZE // 4,) * 2)
+            assert float(opened.properties["openslide.mpp-x"]) == pytest.approx(0.5)
+            image = np.asarray(opened.read_region((0, 0), 0, (SIZE, SIZE)).convert("RGB"))
+        mask = np.asarray(Image.open(slide.mask))
+        assert mask.shape == (SIZE // MASK_DOWNSAMPLE,) * 2
+        seen |= set(np.unique(mask))
+        tissue = mask.repeat(MASK_DOWNSAMPLE, 0).repeat(MASK_DOWNSAMPLE, 1) > 0
+        assert image[~tissue].mean() > image[tissue].mean() + 40
+    assert seen == set(range(len(TISSUE_CLASSES) + 1))
+    with (tmp_path / "manifest.csv").open() as file:
+        assert [row["centre"] for row in csv.DictReader(file)] == list(CENTRES)
+
+
+def test_a_seed_gives_the_same_bytes_whatever_the_workers(tmp_path):
+    for name, seed, workers in (("a", 0, 1), ("b", 0, 2), ("c", 1, 2)):
+        make_cohort(tmp_path / name, n_slides=2, seed=seed, size=SIZE, workers=workers)
+    a, b, c = (contents(tmp_path / name) for name in "abc")
+    assert a == b
+    assert a.keys() == c.keys()
+    assert all(a[key] != c[key] for key in a if key.suffix in (".tiff", ".png"))
+
+
+def test_a_cohort_that_is_there_is_left_alone_and_another_replaces_it(tmp_path):
+    make_cohort(tmp_path, n_slides=1, size=SIZE)
+    stamps = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    make_cohort(tmp_path, n_slides=1, size=SIZE)
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == stamps
+    before = contents(tmp_path)
+    make_cohort(tmp_path, n_slides=1, size=SIZE, seed=5)
+    assert contents(tmp_path) != before
+
+
+def test_an_interrupted_cohort_is_finished_by_the_next_run(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(cohort_lib, "_write_manifest", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make_cohort(tmp_path, n_slides=1, size=SIZE)
+    with pytest.raises(UserError, match=r"no generated cohort in .*manifest\.csv is missing"):
+        load_cohort(tmp_path)
+    assert len(make_cohort(tmp_path, n_slides=1, size=SIZE)) == len(load_cohort(tmp_path)) == 1
+
+
+def test_every_centre_has_slides_in_every_split(tmp_path):
+    slides = cohort_lib._plan(tmp_path, 24)
+    counts = {
+        (centre, split): sum(s.centre == centre and s.split == split for s in slides)
+        for centre in CENTRES
+        for split in ("train", "val", "test")
+    }
+    assert set(counts.values()) == {4, 1}
+    assert len({s.path for s in slides}) == 24

@@ -1,0 +1,183 @@
+import gc
+import json
+
+import pytest
+import timm
+import torch
+from eva.core import DataLoader, DataloadersSchema, DataModule, DatasetsSchema, Interface
+from helpers import TINY, WIDER, save_tiny_model
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.utils.data import Dataset
+
+from g2l_plugin.distillation.module import DistillationModule
+from g2l_plugin.distillation.progress import DistillationProgressBar
+from g2l_plugin.distillation.schedule import CosineSchedule, LossEarlyStopping
+from g2l_plugin.distillation.trainer import KDTrainer
+from g2l_plugin.encoders.encoder import Encoder
+from g2l_plugin.encoders.load import EncoderSource
+from g2l_plugin.errors import UserError
+from g2l_plugin.evaluation.report import DistillationReport
+from g2l_plugin.slides.views import AugmentedView
+
+
+class Tiles(Dataset):
+    """24 random tiles in two classes."""
+
+    def __init__(self, n=24, fill=None):
+        generator = torch.Generator().manual_seed(n)
+        self.tiles = torch.randint(0, 256, (n, 3, 32, 32), dtype=torch.uint8, generator=generator)
+        self.fill = fill
+
+    def prepare_data(self):
+        pass
+
+    def setup(self):
+        pass
+
+    def __len__(self):
+        return len(self.tiles)
+
+    def __getitem__(self, index):
+        tile = self.tiles[index] if self.fill is None else torch.full((3, 32, 32), self.fill)
+        return tile, torch.tensor(index % 2), {}
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Makes trainer, module and data of a run of two steps an epoch."""
+    teacher = save_tiny_model(tmp_path / "teacher", **WIDER)
+
+    def make(max_steps=4, callbacks=(), tiles=None, lr=1e-3, **options):
+        torch.manual_seed(0)
+        trainer = KDTrainer(
+            default_root_dir=str(tmp_path / "logs"),
+            max_steps=max_steps,
+            accelerator="cpu",
+            checkpoint_type="last",
+            num_sanity_val_steps=0,
+            check_val_every_n_epoch=None,
+            val_check_interval=2,
+            log_every_n_steps=1,
+            enable_model_summary=False,
+            logger=[TensorBoardLogger(str(tmp_path / "logs"), name="")],
+            callbacks=[
+                DistillationProgressBar(1),
+                ModelCheckpoint(save_last=True, every_n_train_steps=2),
+                *callbacks,
+            ],
+            **options,
+        )
+        module = DistillationModule(
+            teacher=EncoderSource(f"local-dir:{teacher}"),
+            student=EncoderSource(
+                "timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY
+            ),
+            view=AugmentedView(32, flip_prob=0, color_jitter_prob=0, blur_prob=0),
+            optimizer=lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.05),
+            lr_scheduler=lambda o: CosineSchedule(o, T_max=4),
+        )
+        loader = DataLoader(
+            batch_size=12, num_workers=0, prefetch_factor=None, persistent_workers=False
+        )
+        data = DataModule(
+            datasets=DatasetsSchema(train=tiles or Tiles(), val=Tiles(10)),
+            dataloaders=DataloadersSchema(train=loader, val=loader),
+        )
+        return trainer, module, data
+
+    return make
+
+
+def run_folder(tmp_path):
+    (folder,) = (tmp_path / "logs").glob("*/run_0")
+    return folder
+
+
+def test_a_run_publishes_and_says_so_last(make_run, tmp_path, capsys):
+    report = DistillationReport(Tiles(), Tiles(16), k=3)
+    Interface().fit(*make_run(callbacks=[report]))
+    folder = run_folder(tmp_path)
+
+    checkpoint = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == 4
+    assert {key.partition(".")[0] for key in checkpoint["state_dict"]} == {"student", "objective"}
+    assert checkpoint["g2l"]["tiles_seen"] == 48
+    assert checkpoint["g2l"]["teacher"]["source"] == f"local-dir:{tmp_path / 'teacher'}"
+
+    student = timm.create_model(f"local-dir:{folder / 'student'}", pretrained=True)
+    for key, value in student.state_dict().items():
+        assert torch.equal(checkpoint["state_dict"][f"student.model.{key}"], value)
+
+    scalars = EventAccumulator(str(folder)).Reload()
+    values = {tag: [e.value for e in scalars.Scalars(tag)] for tag in scalars.Tags()["scalars"]}
+    assert values["train/lr"] == pytest.approx([1e-3, 8.535534e-4, 5e-4, 1.464466e-4])
+    assert values["train/weight_decay"] == pytest.approx([0.05, 0.0426777, 0.025, 0.0073223], rel=1e-4)
+    assert len(values["train/loss"]) == 4
+    for name in ("val/cka", "val/cosine", "train/tiles_per_second"):
+        assert values[name]
+
+    results = json.loads((folder.parent / "results.json").read_text())["metrics"]["val"][0]
+    evaluation = json.loads((folder / "evaluation.json").read_text())["encoders"]
+    assert list(evaluation) == ["teacher", "student before", "student after"]
+    assert evaluation["teacher"]["cka"] == pytest.approx(1)
+    card = (folder / "student" / "README.md").read_text()
+    assert f"linear CKA {results['val/cka']['mean']:.4f}" in card
+    assert f"{evaluation['student after']['cka']:.4f}" in card
+    assert "4 steps on 48" in card
+
+    *_, student_line, load_line, benchmark_line = capsys.readouterr().out.splitlines()
+    assert student_line.endswith(str(folder / "student"))
+    assert f"timm.create_model('local-dir:{folder / 'student'}', pretrained=True)" in load_line
+    assert "MODEL_NAME=g2l/student" in benchmark_line and "IN_FEATURES=32" in benchmark_line
+
+
+def test_eva_holds_one_teacher_and_one_student_at_a_time(make_run, monkeypatch):
+    alive = []
+    embed = DistillationModule._embed
+
+    def spy(self, images):
+        gc.collect()
+        alive.append(sum(isinstance(o, Encoder) for o in gc.get_objects()))
+        return embed(self, images)
+
+    monkeypatch.setattr(DistillationModule, "_embed", spy)
+    Interface().fit(*make_run(max_steps=2))
+    assert set(alive) == {2}
+
+
+def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_run, tmp_path):
+    trainer, whole, data = make_run(max_steps=4)
+    trainer.fit(whole, datamodule=data)
+    trainer, first, data = make_run(max_steps=2)
+    trainer.fit(first, datamodule=data)
+    checkpoint = f"{trainer.log_dir}/checkpoints/last.ckpt"
+    trainer, second, data = make_run(max_steps=4, resume_from=checkpoint)
+    trainer.fit(second, datamodule=data)
+    assert second.tiles_seen == whole.tiles_seen == 48
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[key], value, msg=key)
+    assert not torch.equal(first.student.model.cls_token, second.student.model.cls_token)
+
+
+def test_a_checkpoint_that_is_not_there_is_told(make_run):
+    trainer, module, data = make_run(resume_from="/no/such.ckpt")
+    with pytest.raises(UserError, match="no checkpoint /no/such.ckpt.*RESUME_FROM"):
+        trainer.fit(module, datamodule=data)
+
+
+def test_early_stop_ends_a_run_that_publishes_all_the_same(make_run):
+    trainer, module, data = make_run(
+        max_steps=50, callbacks=[LossEarlyStopping(window=2, max_exceedances=0)], lr=10.0
+    )
+    trainer.fit(module, datamodule=data)
+    assert trainer.global_step < 50
+    assert (trainer.student_folder / "model.safetensors").is_file()
+
+
+def test_a_loss_that_is_not_a_number_ends_the_run_without_a_student(make_run, tmp_path):
+    trainer, module, data = make_run(tiles=Tiles(fill=float("nan")))
+    with pytest.raises(UserError, match="loss is nan at step 1.*LR_VALUE"):
+        trainer.fit(module, datamodule=data)
+    assert not list((tmp_path / "logs").rglob("student"))
