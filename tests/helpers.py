@@ -15,12 +15,17 @@ WIDER = TINY | {"embed_dim": 48, "depth": 2}
 def save_tiny_model(folder: Path, seed: int = 0, mean=(0.7, 0.6, 0.65), **model_args) -> Path:
     """Publishes a tiny random ViT as timm does; returns the folder."""
     torch.manual_seed(seed)
-    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **(TINY | model_args))
+    model_args = TINY | model_args
+    model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **model_args)
     save_for_hf(
         model,
         str(folder),
         safe_serialization=True,
         model_config={"pretrained_cfg": {"license": "apache-2.0"}},
-        data_config={"input_size": (3, 32, 32), "mean": mean, "std": (0.2, 0.25, 0.15)},
+        data_config={
+            "input_size": (3, model_args["img_size"], model_args["img_size"]),
+            "mean": mean,
+            "std": (0.2, 0.25, 0.15),
+        },
     )
     return folder

@@ -1,0 +1,174 @@
+"""The real recipe, unchanged, on slides; its student in plain timm; eva's benchmark flow on it."""
+
+import json
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import timm
+import torch
+from helpers import save_tiny_model
+
+from g2l_plugin.demo.cohort import CENTRES, make_cohort
+
+ROOT = Path(__file__).parents[2]
+EVA = Path(sys.executable).with_name("eva")
+
+SMALL = {"img_size": 224, "patch_size": 32}
+
+
+def eva(command, config, cwd, **environment):
+    """Runs eva's console script on a config; returns the finished process."""
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TQDM_REFRESH_RATE": "1",
+        "N_DATA_WORKERS": "1",
+        "ACCELERATOR": "cpu",
+        **{name: str(value) for name, value in environment.items()},
+    }
+    return subprocess.run(
+        [EVA, command, "--config", config],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("recipe")
+
+
+@pytest.fixture(scope="module")
+def cohort(folder):
+    return make_cohort(folder / "cohort", n_slides=8, size=1024)
+
+
+@pytest.fixture(scope="module")
+def slides(folder):
+    """The real slides where they are, else the generated ones."""
+    real = Path(os.environ.get("G2L_SLIDES") or ROOT.parent / "shared" / "data" / "slides")
+    if (real / "CMU-1-Small-Region.svs").is_file():
+        return real
+    make_cohort(folder / "in_place", n_slides=4, size=1024)
+    return folder / "in_place" / "slides"
+
+
+@pytest.fixture(scope="module")
+def run(folder, slides):
+    """`eva fit --config configs/g2l_breast.yaml` with small models by variables alone."""
+    teacher = save_tiny_model(folder / "teacher", embed_dim=48, depth=2, **SMALL)
+    return eva(
+        "fit",
+        ROOT / "configs" / "g2l_breast.yaml",
+        folder,
+        TEACHER=f"local-dir:{teacher}",
+        STUDENT="timm:vit_tiny_patch16_224",
+        STUDENT_PRETRAINED="false",
+        STUDENT_KWARGS="{patch_size: 32, embed_dim: 32, depth: 1, num_heads: 2}",
+        SLIDES_ROOT=slides,
+        OVERWRITE_MPP=0.5,
+        INDEX_ROOT=folder / "index",
+        OUTPUT_ROOT=folder / "logs",
+        MAX_STEPS=8,
+        BATCH_SIZE=16,
+        VAL_CHECK_INTERVAL=4,
+        PRECISION="32-true",
+        BENCHMARK_CONFIG=ROOT / "tests" / "end_to_end" / "eva_slides.yaml",
+    )
+
+
+@pytest.fixture(scope="module")
+def student(run):
+    assert run.returncode == 0, run.stderr
+    return Path(re.search(r"^Student: +(.+)$", run.stdout, re.MULTILINE)[1])
+
+
+def test_the_recipe_distils_on_slides_and_tells_what_to_do_next(run, student):
+    assert student.is_dir() and student.parent.name == "run_0"
+    *_, student_line, load_line, benchmark_line = run.stdout.splitlines()
+    assert "create_model" in load_line and benchmark_line.startswith("Benchmark: MODEL_NAME=")
+    assert "tiles/s" in run.stderr and "loss=" in run.stderr
+    assert (student.parent / "config.yaml").is_file()
+    metrics = json.loads((student.parents[1] / "results.json").read_text())["metrics"]["val"][0]
+    assert 0 < metrics["val/cka"]["mean"] <= 1
+
+
+def test_plain_timm_loads_the_trained_student(student):
+    model = timm.create_model(f"local-dir:{student}", pretrained=True)
+    checkpoint = torch.load(student.parent / "checkpoints" / "last.ckpt", weights_only=True)
+    for key, value in model.state_dict().items():
+        assert torch.equal(checkpoint["state_dict"][f"student.model.{key}"], value)
+    assert model.pretrained_cfg["mean"] != (0.0, 0.0, 0.0)
+
+
+def test_an_eva_config_that_knows_nothing_of_us_benchmarks_it_by_name(
+    run, student, folder, cohort, tmp_path
+):
+    """Runs the very command that the fit printed last."""
+    manifest = pd.DataFrame(
+        {
+            "path": [str(slide.path.relative_to(folder / "cohort")) for slide in cohort],
+            "target": [CENTRES.index(slide.centre) for slide in cohort],
+            "split": ["train"] * 4 + ["val"] * 4,
+        }
+    )
+    manifest.to_csv(folder / "cohort" / "eva.csv", index=False)
+    command = shlex.split(run.stdout.splitlines()[-1].removeprefix("Benchmark: "))
+    variables = dict(word.split("=", 1) for word in command if re.match(r"[A-Z0-9_]+=", word))
+    assert command[len(variables) :][:3] == ["eva", "predict_fit", "--config"]
+    result = eva(
+        "predict_fit",
+        command[-1],
+        tmp_path,
+        **variables,
+        DATA_ROOT=folder / "cohort",
+        OUTPUT_ROOT=tmp_path / "logs",
+        EMBEDDINGS_ROOT=tmp_path / "embeddings",
+    )
+    assert result.returncode == 0, result.stderr
+    assert "NORMALIZE_MEAN=" in result.stderr
+    embeddings = list((tmp_path / "embeddings").rglob("*.pt"))
+    assert embeddings
+    (results,) = (tmp_path / "logs").glob("*/results.json")
+    assert 0 <= json.loads(results.read_text())["metrics"]["val"][0]["val/MulticlassAccuracy"]["mean"]
+
+
+def test_without_access_to_the_teacher_one_message_says_what_to_do(folder, slides, tmp_path):
+    result = eva(
+        "fit",
+        ROOT / "configs" / "g2l_breast.yaml",
+        tmp_path,
+        STUDENT="timm:vit_tiny_patch16_224",
+        STUDENT_PRETRAINED="false",
+        SLIDES_ROOT=slides,
+        HF_HOME=tmp_path / "hf",
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    (message,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    for part in ("bioptimus/H-optimus-0", "Ask for access at", "TEACHER=hf-hub:1aurent/"):
+        assert part in message
+
+
+def test_a_slide_without_mpp_names_the_setting(folder, write_slide, tmp_path):
+    write_slide(tmp_path / "slides" / "unknown.tiff", mpp=None)
+    result = eva(
+        "fit",
+        ROOT / "configs" / "g2l_breast.yaml",
+        tmp_path,
+        TEACHER=f"local-dir:{folder / 'teacher'}",
+        STUDENT=f"local-dir:{folder / 'teacher'}",
+        SLIDES_ROOT=tmp_path / "slides",
+    )
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    assert re.search(r"^error: .*unknown\.tiff has no microns.*OVERWRITE_MPP", result.stderr, re.M)
