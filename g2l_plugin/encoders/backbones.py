@@ -7,7 +7,13 @@ import os
 from loguru import logger
 from torch import nn
 
-from g2l_plugin.encoders.load import is_vision_transformer, load_folder, locate_folder
+from g2l_plugin.encoders.load import (
+    WEIGHTS,
+    is_vision_transformer,
+    load_folder,
+    locate_folder,
+    sha256_of,
+)
 from g2l_plugin.errors import UserError
 
 
@@ -41,14 +47,16 @@ def student(
         )
     folder, commit = locate_folder(source, revision)
     # Only transformers have an image size to be dynamic about.
-    kwargs = {"dynamic_img_size": dynamic_img_size} if is_vision_transformer(folder) else {}
+    kwargs = {"dynamic_img_size": dynamic_img_size} if is_vision_transformer(folder, source) else {}
     if out_indices is not None:
         kwargs |= {"features_only": True, "out_indices": out_indices}
     model = load_folder(folder, source, model_kwargs=kwargs)
-    cfg = model.pretrained_cfg
+    # A revision in the source is shown resolved.
+    name = f"{source.partition('@')[0]}@{commit}" if commit else source
+    mean, std = (list(model.pretrained_cfg.get(key) or ()) for key in ("mean", "std"))
     logger.info(
-        f"Loaded {source}{f'@{commit}' if commit else ''}, which expects "
-        f"NORMALIZE_MEAN={list(cfg['mean'])} NORMALIZE_STD={list(cfg['std'])}"
+        f"Loaded {name}: {WEIGHTS} sha256 {sha256_of(folder / WEIGHTS)[:12]}, which expects "
+        f"NORMALIZE_MEAN={mean or 'unknown'} NORMALIZE_STD={std or 'unknown'}"
     )
     return model
 
@@ -75,7 +83,7 @@ def _hub_source(name: str) -> str:
     namespace = os.environ.get("G2L_HUB_NAMESPACE")
     if not namespace:
         raise UserError(
-            f"g2l/{name} needs to know whose: set G2L_HUB_NAMESPACE to the Hub user or organisation "
-            f"that published {name}."
+            f"g2l/{name} needs to know whose: set G2L_HUB_NAMESPACE to the Hub user or "
+            f"organisation that published {name}."
         )
     return f"hf-hub:{namespace}/{name}"

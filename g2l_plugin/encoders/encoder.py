@@ -81,17 +81,26 @@ class Encoder(nn.Module):
             if provenance.sha256
             else ("weights of its registry" if provenance.pretrained else "random weights")
         )
+        mean, std = (
+            " ".join(f"{value:.4g}" for value in buffer.flatten().tolist())
+            for buffer in (self.mean, self.std)
+        )
         return (
             f"{provenance.source}{revision}: {weights}, {parameters:.2f} M parameters, "
-            f"{self.embedding_dim} features"
+            f"{self.embedding_dim} features, mean {mean}, std {std}"
         )
 
 
 def _embedding_dim(model: nn.Module) -> int:
-    for owner in (model, getattr(model, "model", None)):  # eva's wrappers hold timm's model inside
-        for name in ("head_hidden_size", "num_features"):
-            if isinstance(getattr(owner, name, None), int):
-                return getattr(owner, name)
+    for name in ("head_hidden_size", "num_features"):
+        if isinstance(getattr(model, name, None), int):
+            return getattr(model, name)
+    # A wrapper may join several tokens of the network inside, so only its output tells.
+    inner = getattr(model, "model", None)
+    size = (getattr(inner, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
     device = next(model.parameters()).device
+    was_training = model.training
     with torch.no_grad():
-        return model.eval()(torch.zeros(1, 3, 224, 224, device=device)).shape[-1]
+        embeddings = model.eval()(torch.zeros(1, *size, device=device))
+    model.train(was_training)
+    return embeddings.shape[-1]

@@ -28,7 +28,9 @@ _RENAMES = (
     (r"^layernorm\.", "norm."),
 )
 
-_QKV = re.compile(r"^encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$")
+_QKV = re.compile(
+    r"^encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$"
+)
 
 
 def is_transformers_layout(config: dict[str, Any]) -> bool:
@@ -60,17 +62,17 @@ def timm_model_args(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def timm_state_dict(
-    weights: dict[str, torch.Tensor], config: dict[str, Any]
+    weights: dict[str, torch.Tensor], grid_size: tuple[int, int]
 ) -> dict[str, torch.Tensor]:
     """Renames transformers' weights to timm's.
 
     Args:
         weights: State dict as transformers saves it.
-        config: The parsed config.json.
+        grid_size: Rows and columns of patches of timm's network, its `patch_embed.grid_size`.
 
     Returns:
         State dict of `timm.create_model(ARCHITECTURE, **timm_model_args(config))`; position
-        embeddings are resampled to 224 px where the checkpoint has another size.
+        embeddings are resampled where the checkpoint has another grid.
     """
     weights = {key.removeprefix("model."): value for key, value in weights.items()}
     state: dict[str, torch.Tensor] = {}
@@ -89,8 +91,7 @@ def timm_state_dict(
     # timm adds no position embedding to the class token; transformers does.
     position = weights["embeddings.position_embeddings"]
     state["cls_token"] = weights["embeddings.cls_token"] + position[:, :1]
-    grid = _IMG_SIZE // config["patch_size"]
     state["pos_embed"] = resample_abs_pos_embed(
-        position[:, 1:], [grid, grid], num_prefix_tokens=0
+        position[:, 1:], list(grid_size), num_prefix_tokens=0
     )
     return state

@@ -21,6 +21,7 @@ class KnownEncoder:
         gated: Whether the Hub asks for an agreement first.
         model_kwargs: Arguments that `timm.create_model` needs beyond the repository's config.
         alternative: A source of the same weights that is not gated.
+        repo_id: The repository on the Hub, where the source does not say it.
     """
 
     source: str
@@ -32,6 +33,7 @@ class KnownEncoder:
     gated: bool = False
     model_kwargs: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     alternative: str | None = None
+    repo_id: str | None = None
 
 
 _H_OPTIMUS_0 = {
@@ -54,7 +56,13 @@ KNOWN_ENCODERS: dict[str, KnownEncoder] = {
             **_H_OPTIMUS_0,
         ),
         KnownEncoder(source=_H_OPTIMUS_0_OPEN, **_H_OPTIMUS_0),
-        KnownEncoder(source="eva:pathology/bioptimus_h_optimus_0", gated=True, **_H_OPTIMUS_0),
+        KnownEncoder(
+            source="eva:pathology/bioptimus_h_optimus_0",
+            gated=True,
+            alternative=_H_OPTIMUS_0_OPEN,
+            repo_id="bioptimus/H-optimus-0",
+            **_H_OPTIMUS_0,
+        ),
         KnownEncoder(
             source="hf-hub:histai/hibou-L",
             mean=(0.7068, 0.5755, 0.722),
