@@ -15,6 +15,7 @@ _ERRORS = {
     "missing": (401, "RepoNotFound"),
     "revision": (404, "RevisionNotFound"),
     "entry": (404, "EntryNotFound"),
+    "down": (503, ""),
 }
 
 
@@ -38,6 +39,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _model_info(self, repo, revision):
         if repo not in self.server.repos:
             return self._error("missing")
+        if repo in self.server.down:
+            return self._error("down")
         if revision not in ("main", self.server.commit):
             return self._error("revision")
         info = {"id": repo, "sha": self.server.commit, "siblings": [], "tags": [], "private": False}
@@ -46,6 +49,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _file(self, repo, revision, name, body):
         if repo not in self.server.repos:
             return self._error("missing")
+        if repo in self.server.down:
+            return self._error("down")
         if repo in self.server.gated:
             return self._error("gated")
         if revision not in ("main", self.server.commit):
@@ -76,10 +81,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
 
 @contextmanager
-def serve_hub(repos: dict[str, Path], gated: set[str] = frozenset(), commit: str = "c0ffee" * 6 + "abcd"):
+def serve_hub(
+    repos: dict[str, Path],
+    gated: set[str] = frozenset(),
+    down: set[str] = frozenset(),
+    commit: str = "c0ffee" * 6 + "abcd",
+):
     """Serves folders as repositories of one commit each; yields the endpoint's URL."""
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
-    server.repos, server.gated, server.commit = repos, gated, commit
+    server.repos, server.gated, server.down, server.commit = repos, gated, down, commit
     thread = threading.Thread(target=server.serve_forever, daemon=True)
     thread.start()
     try:

@@ -54,6 +54,7 @@ def export_student(
                 "crop_pct": 1.0,
             },
         )
+        (partial / "model.safetensors").chmod(0o644)  # safetensors closes it to others
         write_text(partial / "README.md", card)
         _verify(partial, model)
     return folder

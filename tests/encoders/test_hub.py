@@ -1,3 +1,4 @@
+import hashlib
 import json
 import os
 import subprocess
@@ -6,12 +7,15 @@ import sys
 from helpers import save_tiny_model
 from hub_server import serve_hub
 
+VIT_TINY = {"img_size": 224, "patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
+"""What timm's own vit_tiny_patch16_224 is; `save_tiny_model` makes it smaller unless told."""
+
 COMMIT = "0123456789abcdef" * 2 + "01234567"
+
+TOKEN = "hf_that_nobody_may_read"
 
 LOAD = """
 import json, sys
-from loguru import logger
-logger.remove()
 from g2l_plugin import UserError, load_encoder
 for line in sys.stdin:
     source, revision = json.loads(line)
@@ -29,6 +33,7 @@ def load(tmp_path, *requests, **environment):
         "HF_HOME": str(tmp_path / "hf"),
         "HF_HUB_DISABLE_XET": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_TOKEN": TOKEN,
         **environment,
     }
     result = subprocess.run(
@@ -40,6 +45,7 @@ def load(tmp_path, *requests, **environment):
         timeout=100,
     )
     assert result.returncode == 0, result.stderr
+    assert TOKEN not in result.stdout + result.stderr
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
@@ -47,9 +53,15 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path):
     repo = save_tiny_model(tmp_path / "repo")
     pickled = save_tiny_model(tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    repos = {"org/tiny": repo, "bioptimus/H-optimus-0": repo, "org/pickled": pickled}
+    own = save_tiny_model(tmp_path / "timm", num_classes=10, **VIT_TINY)
+    repos = {
+        "org/tiny": repo,
+        "bioptimus/H-optimus-0": repo,
+        "org/pickled": pickled,
+        "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k": own,
+    }
     with serve_hub(repos, gated={"bioptimus/H-optimus-0"}, commit=COMMIT) as url:
-        main, pinned, inline, gated, missing, revision, no_safetensors = load(
+        main, pinned, inline, gated, missing, revision, no_safetensors, timms, misnamed = load(
             tmp_path,
             ("hf-hub:org/tiny", None),
             ("hf-hub:org/tiny", COMMIT),
@@ -58,6 +70,8 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path):
             ("hf-hub:org/nothing", None),
             ("hf-hub:org/tiny", "v9"),
             ("hf-hub:org/pickled", None),
+            ("timm:vit_tiny_patch16_224", None),
+            ("hf-hub:one/too/many", None),
             HF_ENDPOINT=url,
         )
     assert main == pinned == inline
@@ -75,11 +89,22 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path):
     assert "no revision 'v9'" in revision["error"]
     assert "safetensors only" in no_safetensors["error"]
 
+    assert (timms["revision"], timms["file"]) == (COMMIT, "model.safetensors")
+    assert timms["sha256"] == hashlib.sha256((own / "model.safetensors").read_bytes()).hexdigest()
+    assert "Expected hf-hub:org/name" in misnamed["error"]
+
     offline, absent = load(
         tmp_path, ("hf-hub:org/tiny", None), ("hf-hub:org/other", None), HF_HUB_OFFLINE="1"
     )
     assert offline == main
     assert "not in the local cache" in absent["error"]
+
+    with serve_hub(repos, down={"org/tiny", "org/pickled"}, commit=COMMIT) as url:
+        down, down_uncached = load(
+            tmp_path, ("hf-hub:org/tiny", None), ("hf-hub:org/pickled", None), HF_ENDPOINT=url
+        )
+    assert down == main
+    assert "the Hub cannot be reached" in down_uncached["error"]
 
     # The server is gone: the cache still serves, and what it lacks is told at once.
     unreachable, gone = load(

@@ -2,9 +2,11 @@ import hashlib
 import json
 
 import pytest
+import timm
 import torch
 from helpers import TINY, WIDER, save_tiny_model
 
+from g2l_plugin.encoders.encoder import Encoder, Provenance
 from g2l_plugin.encoders.load import EncoderSource, load_encoder
 from g2l_plugin.errors import UserError
 
@@ -19,6 +21,7 @@ def test_a_local_folder_is_loaded_with_its_normalisation_and_provenance(tmp_path
     assert encoder.provenance.sha256 == digest
     assert encoder.provenance.license == "apache-2.0"
     assert digest[:12] in encoder.describe()
+    assert "mean 0.7 0.6 0.65, std 0.2 0.25 0.15" in encoder.describe()
     images = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
         expected = encoder.model((images - encoder.mean) / encoder.std)
@@ -40,7 +43,9 @@ def test_random_weights_are_asked_for_and_said(tmp_path):
     assert "random weights" in encoder.describe()
     folder = save_tiny_model(tmp_path / "model")
     trained, fresh = (load_encoder(f"local-dir:{folder}", pretrained=p) for p in (True, False))
-    assert not torch.equal(trained.model.patch_embed.proj.weight, fresh.model.patch_embed.proj.weight)
+    assert not torch.equal(
+        trained.model.patch_embed.proj.weight, fresh.model.patch_embed.proj.weight
+    )
 
 
 def test_a_given_normalisation_wins(tmp_path):
@@ -55,6 +60,41 @@ def test_evas_registry_is_a_source():
     )
     assert encoder.embedding_dim == 192
     assert encoder(torch.rand(1, 3, 224, 224)).shape == (1, 192)
+
+
+def test_the_width_of_a_wrapped_network_is_that_of_what_the_wrapper_gives():
+    class Doubled(torch.nn.Module):  # as eva joins class token and mean of the patch tokens
+        def __init__(self):
+            super().__init__()
+            self.model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **TINY)
+            self.model.pretrained_cfg = {"input_size": (3, 32, 32)}
+
+        def forward(self, images):
+            return self.model(images).repeat(1, 2)
+
+    doubled = Doubled().train()
+    encoder = Encoder(doubled, mean=(0.5,) * 3, std=(0.5,) * 3, provenance=Provenance("x"))
+    assert encoder.embedding_dim == 64
+    assert doubled.training
+
+
+def test_a_model_published_to_give_all_tokens_gives_its_class_token(tmp_path):
+    folder = save_tiny_model(tmp_path / "model", global_pool="")
+    encoder = load_encoder(f"local-dir:{folder}").eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        tokens = encoder.model.forward_features((images - encoder.mean) / encoder.std)
+        assert torch.equal(encoder(images), tokens[:, 0])
+
+
+def test_layers_are_named_as_a_config_can():
+    kwargs = TINY | {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
+    encoder = load_encoder("timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=kwargs)
+    assert isinstance(encoder.model.blocks[0].mlp, timm.layers.GluMlp)
+    with pytest.raises(UserError, match="no layer 'Swish' for `mlp_layer`"):
+        load_encoder(
+            "timm:vit_tiny_patch16_224", pretrained=False, model_kwargs={"mlp_layer": "Swish"}
+        )
 
 
 def test_pickled_weights_are_never_read(tmp_path):
@@ -87,8 +127,28 @@ def test_wrong_arguments_are_told(tmp_path):
             "timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY | {"no_such": 1}
         )
     folder = save_tiny_model(tmp_path / "model")
-    with pytest.raises(UserError, match="timm cannot build local-dir"):
+    with pytest.raises(UserError, match="timm cannot build local-dir") as caught:
         load_encoder(f"local-dir:{folder}", model_kwargs={"embed_dim": 64})
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
+    with pytest.raises(UserError, match="three values each"):
+        load_encoder(f"local-dir:{folder}", mean=[0.5])
     (folder / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="none of timm's"):
         load_encoder(f"local-dir:{folder}")
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is no JSON"):
+        load_encoder(f"local-dir:{folder}")
+
+
+def test_a_file_that_was_cut_off_is_told(tmp_path):
+    weights = save_tiny_model(tmp_path / "model") / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match="weights are complete") as caught:
+        load_encoder(f"local-dir:{weights.parent}")
+    assert "\n" not in str(caught.value)
+
+
+def test_what_eva_cannot_load_is_told(monkeypatch):
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+    with pytest.raises(UserError, match="eva cannot build eva:pathology/mahmood_uni.*HF_TOKEN"):
+        load_encoder("eva:pathology/mahmood_uni")
