@@ -30,7 +30,7 @@ def test_the_variable_names_the_student(source, monkeypatch):
 
 def test_without_a_source_both_ways_to_give_it_are_named(monkeypatch):
     monkeypatch.delenv("G2L_STUDENT", raising=False)
-    with pytest.raises(UserError, match="G2L_STUDENT=.*MODEL_EXTRA_KWARGS="):
+    with pytest.raises(UserError, match=r"G2L_STUDENT=.*MODEL_EXTRA_KWARGS="):
         backbones.student()
 
 

@@ -70,7 +70,7 @@ def test_another_image_size_than_the_papers_can_be_asked_for(save_reference):
 
 def test_normalisation_is_never_that_of_timms_architecture(save_reference, tmp_path):
     _, source = save_reference()
-    with pytest.raises(UserError, match="normalisation of local-dir.* is not known"):
+    with pytest.raises(UserError, match=r"normalisation of local-dir.* is not known"):
         load_encoder(source)
     preprocessor = {"image_mean": MEAN, "image_std": STD}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(preprocessor))

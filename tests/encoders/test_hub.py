@@ -4,11 +4,10 @@ import os
 import subprocess
 import sys
 
+import timm
 from helpers import save_tiny_model
 from hub_server import serve_hub
-
-VIT_TINY = {"img_size": 224, "patch_size": 16, "embed_dim": 192, "depth": 12, "num_heads": 3}
-"""What timm's own vit_tiny_patch16_224 is; `save_tiny_model` makes it smaller unless told."""
+from safetensors.torch import save_file
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
@@ -53,12 +52,14 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path):
     repo = save_tiny_model(tmp_path / "repo")
     pickled = save_tiny_model(tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
-    own = save_tiny_model(tmp_path / "timm", num_classes=10, **VIT_TINY)
+    timms_own = tmp_path / "timm" / "model.safetensors"
+    timms_own.parent.mkdir()
+    save_file(timm.create_model("vit_tiny_patch16_224").state_dict(), timms_own)
     repos = {
         "org/tiny": repo,
         "bioptimus/H-optimus-0": repo,
         "org/pickled": pickled,
-        "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k": own,
+        "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k": timms_own.parent,
     }
     with serve_hub(repos, gated={"bioptimus/H-optimus-0"}, commit=COMMIT) as url:
         main, pinned, inline, gated, missing, revision, no_safetensors, timms, misnamed = load(
@@ -90,7 +91,7 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path):
     assert "safetensors only" in no_safetensors["error"]
 
     assert (timms["revision"], timms["file"]) == (COMMIT, "model.safetensors")
-    assert timms["sha256"] == hashlib.sha256((own / "model.safetensors").read_bytes()).hexdigest()
+    assert timms["sha256"] == hashlib.sha256(timms_own.read_bytes()).hexdigest()
     assert "Expected hf-hub:org/name" in misnamed["error"]
 
     offline, absent = load(
