@@ -96,8 +96,12 @@ def prepare_cli() -> None:
     def print_user_errors(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        if issubclass(kind, UserError):
-            print(f"error: {error}", file=sys.stderr)
+        behind: BaseException | None = error
+        # jsonargparse raises an error of its own from ours where a type is a union.
+        while behind is not None and not isinstance(behind, UserError):
+            behind = behind.__cause__
+        if behind is not None:
+            print(f"error: {behind}", file=sys.stderr)
         else:
             previous(kind, error, trace)
 

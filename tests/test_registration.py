@@ -82,7 +82,7 @@ def test_eva_finds_our_students_and_those_of_others_and_a_broken_one_harms_nobod
     code = """
 from eva.vision.models import ModelFromRegistry
 from eva.vision.models.networks.backbones import backbone_registry
-import sys, torch
+import sys, jsonargparse, torch
 ours = ModelFromRegistry("g2l/student", {"out_indices": None}, {"source": SOURCE})
 print(ours(torch.zeros(1, 3, 32, 32)).shape)
 maps = ModelFromRegistry("g2l/student", {"out_indices": 1}, {"source": SOURCE})
@@ -97,7 +97,11 @@ except ImportError as error:
 print(sys.excepthook is sys.__excepthook__)
 from eva.core.cli import setup  # what the command line calls first
 setup.setup()
-ModelFromRegistry("g2l/breast_vitl14")
+parser = jsonargparse.ArgumentParser()
+parser.add_argument("--callbacks", type=list[torch.nn.Module] | torch.nn.Module | None)
+backbone = {"class_path": "eva.vision.models.ModelFromRegistry"}
+backbone["init_args"] = {"model_name": "g2l/breast_vitl14"}
+parser.instantiate_classes(parser.parse_object({"callbacks": [backbone]}))
 """.replace("SOURCE", repr(f"local-dir:{student}"))
     result = run_python(code, acme, G2L_HUB_NAMESPACE="")
     assert result.stdout.count("\n") == 6, result.stderr
