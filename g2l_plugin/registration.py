@@ -69,7 +69,7 @@ def register_backbones(backbones_module: ModuleType) -> None:
             _warn(f"{_describe(entry_point)} is left out: {error}")
 
 
-def extend_cli(setup_module: ModuleType) -> None:
+def extend_cli(setup_module: Any) -> None:
     """Has eva's command line call `prepare_cli` when it starts.
 
     `import eva` alone also imports eva's command line, so only the call tells them apart.

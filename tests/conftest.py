@@ -1,4 +1,4 @@
-"""Shared fixtures: small slides and encoders that the tests make, and the real slides if present."""
+"""Shared fixtures: small slides that the tests make, and the real ones where they are."""
 
 import os
 from pathlib import Path
@@ -25,9 +25,7 @@ def write_slide():
         path.parent.mkdir(parents=True, exist_ok=True)
         with tifffile.TiffWriter(path) as writer:
             for level in range(levels):
-                writer.write(
-                    image[:: 2**level, :: 2**level], subfiletype=int(level > 0), **options
-                )
+                writer.write(image[:: 2**level, :: 2**level], subfiletype=int(level > 0), **options)
         return path
 
     return write

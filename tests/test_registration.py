@@ -148,7 +148,6 @@ def test_evas_command_line_knows_the_trainer_and_the_module():
     commands = {
         ("fit", "--help"): ["g2l_plugin.KDTrainer", "g2l_plugin.DistillationModule"],
         ("fit", "--trainer.help=KDTrainer"): ["--trainer.resume_from"],
-        ("fit", "--model.help=DistillationModule"): ["--model.normalize_teacher"],
     }
     for number, (arguments, expected) in enumerate(commands.items()):
         program = [sys.executable, "-m", "eva"] if number else [str(EVA)]

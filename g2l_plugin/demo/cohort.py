@@ -22,7 +22,14 @@ from g2l_plugin.demo.tissue import MASK_DOWNSAMPLE, TISSUE_CLASSES, paint_tissue
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import write_text
 
-__all__ = ["CENTRES", "MASK_DOWNSAMPLE", "TISSUE_CLASSES", "DemoSlide", "load_cohort", "make_cohort"]
+__all__ = [
+    "CENTRES",
+    "MASK_DOWNSAMPLE",
+    "TISSUE_CLASSES",
+    "DemoSlide",
+    "load_cohort",
+    "make_cohort",
+]
 
 MPP = 0.5
 """Microns per pixel of every slide."""
@@ -136,7 +143,9 @@ def load_cohort(root: str | Path) -> list[DemoSlide]:
     """
     root = Path(root)
     if not (root / "manifest.csv").is_file():
-        raise UserError(f"There is no generated cohort in {root}: {root / 'manifest.csv'} is missing.")
+        raise UserError(
+            f"There is no generated cohort in {root}: {root / 'manifest.csv'} is missing."
+        )
     with (root / "manifest.csv").open(newline="") as file:
         return [
             DemoSlide(root / row["slide"], root / row["mask"], row["centre"], row["split"])
@@ -151,7 +160,9 @@ def _plan(root: Path, n_slides: int) -> list[DemoSlide]:
         split = _SPLITS[number // len(CENTRES) % len(_SPLITS)]
         name = f"{centre}-{number:03d}"
         slides.append(
-            DemoSlide(root / "slides" / f"{name}.tiff", root / "masks" / f"{name}.png", centre, split)
+            DemoSlide(
+                root / "slides" / f"{name}.tiff", root / "masks" / f"{name}.png", centre, split
+            )
         )
     return slides
 
@@ -168,9 +179,7 @@ def _make_slide(slide: DemoSlide, number: int, seed: int, size: int) -> None:
     partial.replace(slide.mask)
 
 
-def _scan(
-    h: np.ndarray, e: np.ndarray, centre: _Centre, rng: np.random.Generator
-) -> np.ndarray:
+def _scan(h: np.ndarray, e: np.ndarray, centre: _Centre, rng: np.random.Generator) -> np.ndarray:
     """Stains and scans concentrations by the Beer-Lambert law; uint8 (size, size, 3)."""
     channels = []
     strength = rng.uniform(0.8, 1.2, 2)  # no two slides of a centre are stained alike

@@ -25,8 +25,8 @@ from g2l_plugin.slides.views import AugmentedView, center_view
 _CARD = """# The demo teacher of G2L for eva
 
 A small ViT trained with labels on a generated, H&E-like cohort
-(`eva fit --config configs/demo_teacher.yaml`, {steps:,} steps, {parameters:.2f} M parameters). It has
-never seen tissue and is of no use but to try the package without a download.
+(`eva fit --config configs/demo_teacher.yaml`, {steps:,} steps, {parameters:.2f} M parameters). It
+has never seen tissue and is of no use but to try the package without a download.
 """
 
 
@@ -62,8 +62,8 @@ class SupervisedPretraining(ModelModule):
         self.label_smoothing = label_smoothing
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.encoder: Encoder | None = None
-        self.head: nn.Module | None = None
+        self.encoder: Encoder = None  # type: ignore[assignment]
+        self.head: nn.Module = None  # type: ignore[assignment]
 
     @override
     def configure_model(self) -> None:
@@ -104,8 +104,6 @@ class SupervisedPretraining(ModelModule):
     def _classify(self, batch: Any) -> dict[str, torch.Tensor]:
         images, targets = batch
         predictions = self.head(self.encoder(images))
-        loss = functional.cross_entropy(
-            predictions, targets, label_smoothing=self.label_smoothing
-        )
+        loss = functional.cross_entropy(predictions, targets, label_smoothing=self.label_smoothing)
         self.log("train/loss" if self.training else "val/loss", loss, prog_bar=True)
         return {"loss": loss, "predictions": predictions, "targets": targets}

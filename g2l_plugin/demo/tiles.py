@@ -24,8 +24,8 @@ from g2l_plugin.slides.tiles import TileDataset
 class DemoTiles(TileDataset):
     """Labelled tiles of the demo cohort, which is generated where it does not exist.
 
-    Each item is (tile, class, metadata) as in eva's classification datasets: the tile uint8, or what
-    `transforms` makes of it, the class that of most of the tile's area.
+    Each item is (tile, class, metadata) as in eva's classification datasets: the tile uint8, or
+    what `transforms` makes of it, the class that of most of the tile's area.
     """
 
     def __init__(

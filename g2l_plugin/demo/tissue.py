@@ -43,9 +43,7 @@ _NUCLEI = {
 _GLAND_RING = _Nuclei(0, (4.2, 5.2), (2.8, 3.6), (0.8, 1.1))
 
 
-def paint_tissue(
-    size: int, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def paint_tissue(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Paints one square section.
 
     Args:
@@ -106,7 +104,9 @@ def _smooth_noise(size: int, scale: float, rng: np.random.Generator) -> np.ndarr
     small = ndimage.gaussian_filter(
         rng.standard_normal((-(-size // factor) + 2,) * 2, dtype=np.float32), scale / factor
     )
-    noise = ndimage.zoom(small, factor, order=1)[:size, :size] if factor > 1 else small[:size, :size]
+    noise = (
+        ndimage.zoom(small, factor, order=1)[:size, :size] if factor > 1 else small[:size, :size]
+    )
     return (noise - noise.mean()) / noise.std()
 
 

@@ -66,9 +66,9 @@ class DistillationModule(ModelModule):
         # Checked by hand in `on_load_checkpoint`: the teacher is always missing.
         self.strict_loading = False
 
-        self.teacher: Encoder | None = None
-        self.student: Encoder | None = None
-        self.objective: Objective | None = None
+        self.teacher: Encoder = None  # type: ignore[assignment]
+        self.student: Encoder = None  # type: ignore[assignment]
+        self.objective: Objective = None  # type: ignore[assignment]
         self.tiles_seen = 0
         self.alignment: dict[str, float] = {}
         self._validation_embeddings: list[tuple[torch.Tensor, ...]] = []
@@ -141,7 +141,8 @@ class DistillationModule(ModelModule):
 
     @override
     def on_validation_epoch_end(self) -> None:
-        gathered = self.all_gather([torch.cat(part) for part in zip(*self._validation_embeddings)])
+        parts = zip(*self._validation_embeddings, strict=True)
+        gathered = self.all_gather([torch.cat(part) for part in parts])
         self._validation_embeddings.clear()
         student, teacher, projected, target = (part.flatten(0, -2).float() for part in gathered)
         metrics = {

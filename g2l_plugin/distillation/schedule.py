@@ -46,8 +46,7 @@ class CosineSchedule(lr_scheduler.LRScheduler):
     @override
     def get_lr(self) -> list[float]:
         return [
-            self._anneal(group["initial_lr"], self.eta_min)
-            for group in self.optimizer.param_groups
+            self._anneal(group["initial_lr"], self.eta_min) for group in self.optimizer.param_groups
         ]
 
     @override

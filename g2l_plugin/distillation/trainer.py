@@ -61,7 +61,8 @@ class KDTrainer(Trainer):
                     f"There is no checkpoint {self.resume_from} to resume from. Set `resume_from` "
                     "(RESUME_FROM) to a .ckpt file under checkpoints/ of an earlier run."
                 )
-            kwargs.setdefault("ckpt_path", self.resume_from)
+            # Only tensors and plain values are read: a checkpoint may come from elsewhere.
+            kwargs = {"ckpt_path": self.resume_from, "weights_only": True} | kwargs
         super().fit(model, *args, **kwargs)
         if self.state.finished:
             self._save_last_checkpoint()
@@ -78,9 +79,8 @@ class KDTrainer(Trainer):
         """Brings last.ckpt up to the last step: what is published is what is validated after."""
         for callback in self.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.save_last:
-                path = os.path.join(
-                    callback.dirpath, callback.CHECKPOINT_NAME_LAST + callback.FILE_EXTENSION
-                )
+                name = callback.CHECKPOINT_NAME_LAST + callback.FILE_EXTENSION
+                path = os.path.join(str(callback.dirpath), name)
                 self.save_checkpoint(path)
                 callback.last_model_path = path
 
@@ -89,7 +89,9 @@ class KDTrainer(Trainer):
             return
         from g2l_plugin.publishing.run import benchmark_command, publish_run
 
-        self.student_folder = publish_run(self, model, Path(self.log_dir) / STUDENT_FOLDER)
+        self.student_folder = publish_run(
+            self, model, Path(self.log_dir).resolve() / STUDENT_FOLDER
+        )
         self._benchmark_command = benchmark_command(
             model.student, self.student_folder, self.benchmark_config
         )
@@ -100,5 +102,7 @@ class KDTrainer(Trainer):
             if (table := getattr(callback, "table", None)) is not None:
                 console.print(table)
         print(f"Student:   {self.student_folder}")
-        print(f"Load:      timm.create_model({f'local-dir:{self.student_folder}'!r}, pretrained=True)")
+        print(
+            f"Load:      timm.create_model({f'local-dir:{self.student_folder}'!r}, pretrained=True)"
+        )
         print(f"Benchmark: {self._benchmark_command}", flush=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from loguru import logger
 from torch import nn
@@ -47,13 +48,16 @@ def student(
         )
     folder, commit = locate_folder(source, revision)
     # Only transformers have an image size to be dynamic about.
-    kwargs = {"dynamic_img_size": dynamic_img_size} if is_vision_transformer(folder, source) else {}
+    kwargs: dict[str, Any] = (
+        {"dynamic_img_size": dynamic_img_size} if is_vision_transformer(folder, source) else {}
+    )
     if out_indices is not None:
         kwargs |= {"features_only": True, "out_indices": out_indices}
     model = load_folder(folder, source, model_kwargs=kwargs)
     # A revision in the source is shown resolved.
     name = f"{source.partition('@')[0]}@{commit}" if commit else source
-    mean, std = (list(model.pretrained_cfg.get(key) or ()) for key in ("mean", "std"))
+    cfg: Any = model.pretrained_cfg
+    mean, std = (list(cfg.get(key) or ()) for key in ("mean", "std"))
     logger.info(
         f"Loaded {name}: {WEIGHTS} sha256 {sha256_of(folder / WEIGHTS)[:12]}, which expects "
         f"NORMALIZE_MEAN={mean or 'unknown'} NORMALIZE_STD={std or 'unknown'}"

@@ -36,7 +36,7 @@ class KnownEncoder:
     repo_id: str | None = None
 
 
-_H_OPTIMUS_0 = {
+_H_OPTIMUS_0: dict[str, Any] = {
     "mean": (0.707223, 0.578729, 0.703617),
     "std": (0.211883, 0.230117, 0.177517),
     "embedding_dim": 1536,

@@ -232,7 +232,7 @@ def _load_transformers_layout(
     )
     if pretrained:
         features_only = kwargs.get("features_only", False)
-        network = model.model if features_only else model
+        network: Any = model.model if features_only else model
         with _told(source):
             state = hibou.timm_state_dict(
                 safetensors.torch.load_file(folder / WEIGHTS), network.patch_embed.grid_size

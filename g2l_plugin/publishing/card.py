@@ -73,8 +73,9 @@ def _text(facts: StudentFacts) -> str:
     license_text = facts.license or "not settled: it depends on those of teacher and start weights"
     return f"""# Pathology tile encoder, distilled with G2L
 
-A {facts.parameters / 1e6:.2f} M parameter encoder that gives {facts.embedding_dim} features for a tile,
-distilled from a teacher of {facts.teacher_parameters / 1e6:.2f} M parameters ({share:.1%} of its size).
+An encoder of {facts.parameters / 1e6:.2f} M parameters that gives {facts.embedding_dim} features
+for a tile, distilled from a teacher of {facts.teacher_parameters / 1e6:.2f} M parameters
+({share:.1%} of its size).
 
 ```python
 import timm
@@ -124,8 +125,8 @@ def _measurements(facts: StudentFacts) -> str:
     if facts.alignment:
         blocks.append(
             f"Against the teacher, on held-out tiles of the cohort, at step "
-            f"{int(facts.alignment['step']):,}: linear CKA {facts.alignment['val/cka']:.4f}, cosine "
-            f"of the projected embeddings {facts.alignment['val/cosine']:.4f}."
+            f"{int(facts.alignment['step']):,}: linear CKA {facts.alignment['val/cka']:.4f}, "
+            f"cosine of the projected embeddings {facts.alignment['val/cosine']:.4f}."
         )
     if facts.evaluation:
         rows = [

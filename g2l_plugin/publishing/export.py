@@ -46,7 +46,9 @@ def export_student(
             str(partial),
             safe_serialization=True,
             # The tag of the start weights would name weights that these no longer are.
-            model_config={"pretrained_cfg": {"tag": "g2l"} | ({"license": license} if license else {})},
+            model_config={
+                "pretrained_cfg": {"tag": "g2l"} | ({"license": license} if license else {})
+            },
             data_config={
                 "input_size": (3, *input_size(student)),
                 "mean": normalization(student)[0],
@@ -84,4 +86,6 @@ def _verify(folder: Path, model: torch.nn.Module) -> None:
     if not (saved.keys() == loaded.keys() == expected.keys()) or not all(
         torch.equal(loaded[key], value.cpu()) for key, value in expected.items()
     ):
-        raise RuntimeError(f"timm does not rebuild the student from {folder}; nothing is published.")
+        raise RuntimeError(
+            f"timm does not rebuild the student from {folder}; nothing is published."
+        )

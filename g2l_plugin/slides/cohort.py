@@ -59,7 +59,9 @@ def select_slides(
         paths = [root / name for name in file_paths]
         missing = [str(p) for p in paths if not p.is_file()]
         if missing:
-            raise UserError(f"{len(missing)} of {len(paths)} slides are missing, first {missing[0]}.")
+            raise UserError(
+                f"{len(missing)} of {len(paths)} slides are missing, first {missing[0]}."
+            )
     if not paths:
         raise UserError(
             f"No slides in {root}. Expected files that end in {', '.join(sorted(SLIDE_SUFFIXES))}."

@@ -129,7 +129,7 @@ def build_index(
     index_dir.mkdir(parents=True, exist_ok=True)
     files = [index_dir / _index_name(path, grid) for path in paths]
     missing = [(path, file) for path, file in zip(paths, files, strict=True) if not file.is_file()]
-    # Threads, not processes: the time goes to OpenSlide, which is called without the interpreter lock.
+    # Threads, not processes: the time goes to OpenSlide, called without the interpreter lock.
     with concurrent.futures.ThreadPoolExecutor(workers or os.cpu_count()) as pool:
         jobs = [pool.submit(_index_to_file, path, grid, file) for path, file in missing]
         done = concurrent.futures.as_completed(jobs)

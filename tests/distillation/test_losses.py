@@ -26,7 +26,10 @@ def batches(rows=6, columns=5, seed=0):
 
 
 def test_log_sum_is_its_closed_form():
-    student, teacher = torch.tensor([[1.0, 2.0], [0.0, -1.0]]), torch.tensor([[0.0, 4.0], [0.0, 2.0]])
+    student, teacher = (
+        torch.tensor([[1.0, 2.0], [0.0, -1.0]]),
+        torch.tensor([[0.0, 4.0], [0.0, 2.0]]),
+    )
     assert LogSumLoss(alpha=4)(student, teacher).item() == pytest.approx(math.log(1 + 16 + 81))
     assert LogSumLoss(alpha=1)(student, teacher).item() == pytest.approx(math.log(1 + 2 + 3))
 

@@ -71,9 +71,7 @@ def make_run(tmp_path):
         )
         module = DistillationModule(
             teacher=EncoderSource(f"local-dir:{teacher}"),
-            student=EncoderSource(
-                "timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY
-            ),
+            student=EncoderSource("timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY),
             view=AugmentedView(32, flip_prob=0, color_jitter_prob=0, blur_prob=0),
             optimizer=lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.05),
             lr_scheduler=lambda o: CosineSchedule(o, T_max=4),
@@ -113,7 +111,9 @@ def test_a_run_publishes_and_says_so_last(make_run, tmp_path, capsys):
     scalars = EventAccumulator(str(folder)).Reload()
     values = {tag: [e.value for e in scalars.Scalars(tag)] for tag in scalars.Tags()["scalars"]}
     assert values["train/lr"] == pytest.approx([1e-3, 8.535534e-4, 5e-4, 1.464466e-4])
-    assert values["train/weight_decay"] == pytest.approx([0.05, 0.0426777, 0.025, 0.0073223], rel=1e-4)
+    assert values["train/weight_decay"] == pytest.approx(
+        [0.05, 0.0426777, 0.025, 0.0073223], rel=1e-4
+    )
     assert len(values["train/loss"]) == 4
     for name in ("val/cka", "val/cosine", "train/tiles_per_second"):
         assert values[name]

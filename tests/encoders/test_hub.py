@@ -4,10 +4,15 @@ import os
 import subprocess
 import sys
 
+import pytest
 import timm
 from helpers import save_tiny_model
 from hub_server import serve_hub
+from huggingface_hub import constants
 from safetensors.torch import save_file
+
+from g2l_plugin.encoders.hub import download_model
+from g2l_plugin.errors import UserError
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
@@ -100,13 +105,6 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path):
     assert offline == main
     assert "not in the local cache" in absent["error"]
 
-    with serve_hub(repos, down={"org/tiny", "org/pickled"}, commit=COMMIT) as url:
-        down, down_uncached = load(
-            tmp_path, ("hf-hub:org/tiny", None), ("hf-hub:org/pickled", None), HF_ENDPOINT=url
-        )
-    assert down == main
-    assert "the Hub cannot be reached" in down_uncached["error"]
-
     # The server is gone: the cache still serves, and what it lacks is told at once.
     unreachable, gone = load(
         tmp_path,
@@ -117,3 +115,14 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path):
     assert unreachable == main
     assert "the Hub cannot be reached" in gone["error"]
     assert "Ask for access at" in gone["error"]
+
+
+def test_a_hub_that_is_down_is_one_that_cannot_be_reached(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    with serve_hub({"org/tiny": tmp_path}, down={"org/tiny"}) as url:
+        monkeypatch.setattr(constants, "ENDPOINT", url)
+        with pytest.raises(
+            UserError, match="org/tiny is not in the local cache, and the Hub cannot"
+        ):
+            download_model("org/tiny", None, ["config.json"])

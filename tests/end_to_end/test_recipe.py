@@ -94,7 +94,7 @@ def student(run):
 
 def test_the_recipe_distils_on_slides_and_tells_what_to_do_next(run, student):
     assert student.is_dir() and student.parent.name == "run_0"
-    *_, student_line, load_line, benchmark_line = run.stdout.splitlines()
+    *_, _student_line, load_line, benchmark_line = run.stdout.splitlines()
     assert "create_model" in load_line and benchmark_line.startswith("Benchmark: MODEL_NAME=")
     assert "tiles/s" in run.stderr and "loss=" in run.stderr
     assert (student.parent / "config.yaml").is_file()
@@ -139,7 +139,9 @@ def test_an_eva_config_that_knows_nothing_of_us_benchmarks_it_by_name(
     embeddings = list((tmp_path / "embeddings").rglob("*.pt"))
     assert embeddings
     (results,) = (tmp_path / "logs").glob("*/results.json")
-    assert 0 <= json.loads(results.read_text())["metrics"]["val"][0]["val/MulticlassAccuracy"]["mean"]
+    assert (
+        0 <= json.loads(results.read_text())["metrics"]["val"][0]["val/MulticlassAccuracy"]["mean"]
+    )
 
 
 def test_without_access_to_the_teacher_one_message_says_what_to_do(folder, slides, tmp_path):

@@ -11,8 +11,8 @@ def test_cka_is_its_closed_form_with_few_or_many_samples():
     for n in (6, 40):
         x, y = torch.randn(n, 8), torch.randn(n, 12)
         centre = torch.eye(n) - 1 / n
-        k, l = centre @ (x @ x.T) @ centre, centre @ (y @ y.T) @ centre
-        expected = (k * l).sum() / (k.norm() * l.norm())
+        k, m = centre @ (x @ x.T) @ centre, centre @ (y @ y.T) @ centre
+        expected = (k * m).sum() / (k.norm() * m.norm())
         assert linear_cka(x, y).item() == pytest.approx(expected.item(), rel=1e-4)
 
 

@@ -34,8 +34,20 @@ def test_metadata_is_what_the_hub_reads():
 
 @pytest.mark.parametrize(
     "said",
-    ["303.66 M", "26.8%", "abc123", "f00d", "def456", "1,234 steps", "39,488", "1,000 whole slides"]
-    + ["linear CKA 0.9877", "at step 1,000", "| student after | 0.5000 | 0.2500 |", "k = 20"],
+    [
+        "303.66 M",
+        "26.8%",
+        "abc123",
+        "f00d",
+        "def456",
+        "1,234 steps",
+        "39,488",
+        "1,000 whole slides",
+        "linear CKA 0.9877",
+        "at step 1,000",
+        "| student after | 0.5000 | 0.2500 |",
+        "k = 20",
+    ],
 )
 def test_the_text_says_what_was_counted(said):
     assert said in " ".join(render_card(FACTS).split())

@@ -54,9 +54,7 @@ def test_a_bad_slide_stops_the_index_and_leaves_no_half_file(tmp_path, write_sli
 
 @given(
     mask=st.integers(1, 12).flatmap(
-        lambda n: st.lists(
-            st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=12
-        )
+        lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=12)
     ),
     tile=st.integers(1, 4),
 )
@@ -65,7 +63,8 @@ def test_area_means_equal_plain_means(mask, tile):
     height, width = (length * 8 for length in mask.shape)
     size = (tile * 8, tile * 8)
     x, y = np.meshgrid(
-        np.arange(max(width // size[0], 1)) * size[0], np.arange(max(height // size[1], 1)) * size[1]
+        np.arange(max(width // size[0], 1)) * size[0],
+        np.arange(max(height // size[1], 1)) * size[1],
     )
     xy = np.stack([x.ravel(), y.ravel()], axis=1)
     means = index_lib._area_means(mask, xy, size, (width, height))

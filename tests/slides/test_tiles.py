@@ -35,7 +35,9 @@ def test_tiles_are_uint8_images_of_tissue(cohort):
 def test_train_and_val_part_the_tiles_and_stay_the_same(cohort):
     everything, train, val = (
         {(int(s), *map(int, xy)) for s, xy in zip(d._slide_of_tile, d._xy, strict=True)}
-        for d in (make_dataset(cohort, split=split, n_val_tiles=9) for split in (None, "train", "val"))
+        for d in (
+            make_dataset(cohort, split=split, n_val_tiles=9) for split in (None, "train", "val")
+        )
     )
     assert len(val) == 9
     assert train | val == everything
@@ -93,6 +95,8 @@ def test_a_slide_that_is_damaged_in_the_middle_is_named(cohort):
     data = bytearray(path.read_bytes())
     data[2000 : len(data) // 2] = b"\xff" * (len(data) // 2 - 2000)
     path.write_bytes(bytes(data))
-    with pytest.raises(UserError, match=r"0\.tiff cannot be (read at|opened)|cannot open .*0\.tiff"):
+    with pytest.raises(
+        UserError, match=r"0\.tiff cannot be (read at|opened)|cannot open .*0\.tiff"
+    ):
         for number in range(len(dataset)):
             dataset[number]
