@@ -90,7 +90,7 @@ def _lay_out(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
     order = [rng.permutation(len(TISSUE_CLASSES)) for _ in range(rounds)]
     classes = rng.permutation(np.concatenate(order)[: len(centres)]) + 1
     turns = rng.uniform(0, np.pi, len(centres))
-    pixels = np.stack(np.mgrid[:coarse, :coarse], -1).astype(np.float32)
+    pixels = np.moveaxis(np.mgrid[:coarse, :coarse], 0, -1).astype(np.float32)
     warp = np.stack([_smooth_noise(coarse, 12, rng) for _ in range(2)], -1) * 7
     _, region = spatial.cKDTree(centres).query(pixels + warp)
     off_centre = np.hypot(*(np.moveaxis(pixels, -1, 0) / coarse - 0.5))
@@ -177,14 +177,15 @@ def _paint_glands(
     y, x = np.nonzero(labels == _label("gland"))
     distance, nearest = spatial.cKDTree(centres).query(np.stack([y, x], axis=1))
     e[y, x] *= 1 / (1 + np.exp((radii[nearest] - distance) * 1.2))
-    points, turns = [], []
+    rings, around_lumen = [], []
     for centre, radius in zip(centres, radii, strict=True):
         n = int(2 * np.pi * (radius + 7) / 8.5)
         around = np.arange(n) * 2 * np.pi / n + rng.uniform(0, 0.15, n)
         ring = np.stack([np.sin(around), np.cos(around)], axis=1) * (radius + 7)
-        points.append(centre + ring + rng.normal(0, 0.8, ring.shape))
-        turns.append(around % np.pi)
-    points, turns = np.clip(np.concatenate(points), 0, size - 1).astype(int), np.concatenate(turns)
+        rings.append(centre + ring + rng.normal(0, 0.8, ring.shape))
+        around_lumen.append(around % np.pi)
+    points = np.clip(np.concatenate(rings), 0, size - 1).astype(int)
+    turns = np.concatenate(around_lumen)
     keep = labels[tuple(points.T)] == _label("gland")
     _stamp(h, points[keep], turns[keep], _GLAND_RING, rng)
 

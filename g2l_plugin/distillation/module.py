@@ -122,7 +122,7 @@ class DistillationModule(ModelModule):
         return {"loss": loss}
 
     @override
-    def on_train_batch_end(self, outputs: STEP_OUTPUT, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         super().on_train_batch_end(outputs, batch, batch_idx)
         if not torch.isfinite(outputs["loss"]):
             raise UserError(

@@ -26,8 +26,8 @@ class DistillationProgressBar(ProgressBar):
         super().__init__()
         self._refresh_rate = refresh_rate
         self._enabled = refresh_rate > 0
-        self._bar: tqdm | None = None
-        self._since: tuple[float, int] | None = None
+        self._bar = tqdm(disable=True)
+        self._since = (0.0, 0)
         self._pause = 0.0
 
     @override
@@ -39,7 +39,7 @@ class DistillationProgressBar(ProgressBar):
         self._enabled = self._refresh_rate > 0
 
     @override
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         self._since = (time.monotonic(), pl_module.tiles_seen)
         self._bar = tqdm(
             desc="Distilling",
@@ -54,7 +54,7 @@ class DistillationProgressBar(ProgressBar):
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
@@ -72,34 +72,26 @@ class DistillationProgressBar(ProgressBar):
         self._bar.update(trainer.global_step - self._bar.n)
 
     @override
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         # Validation within the fit is not the training's speed.
         self._pause = time.monotonic()
 
     @override
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._since is not None:
-            then, tiles = self._since
-            self._since = (then + time.monotonic() - self._pause, tiles)
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        then, tiles = self._since
+        self._since = (then + time.monotonic() - self._pause, tiles)
 
     @override
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._close()
+    def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._bar.close()
 
     @override
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
-        self._close()
+    def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
+        self._bar.close()
 
     @override
     def print(self, *args: Any, **kwargs: Any) -> None:
         tqdm.write(" ".join(map(str, args)))
-
-    def _close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-        self._bar = self._since = None
 
     @staticmethod
     def _is_last(trainer: pl.Trainer) -> bool:

@@ -7,6 +7,7 @@ import math
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from loguru import logger
 from torch import optim
 from torch.optim import lr_scheduler
@@ -44,7 +45,7 @@ class CosineSchedule(lr_scheduler.LRScheduler):
         super().__init__(optimizer, last_epoch)
 
     @override
-    def get_lr(self) -> list[float]:
+    def get_lr(self) -> list[float | torch.Tensor]:
         return [
             self._anneal(group["initial_lr"], self.eta_min) for group in self.optimizer.param_groups
         ]

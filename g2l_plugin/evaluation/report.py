@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -12,6 +13,7 @@ from eva.core.data.datasets import Dataset
 from rich.table import Table
 from typing_extensions import override
 
+from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.evaluation.cka import linear_cka
 from g2l_plugin.evaluation.embed import embed_tiles
 from g2l_plugin.evaluation.knn import knn_accuracy
@@ -56,14 +58,15 @@ class DistillationReport(pl.Callback):
     def table(self) -> Table:
         """The results, a row per encoder."""
         table = Table(title=f"kNN (k={self.k}) accuracy on held-out slides, CKA with the teacher")
-        for column, justify in (("encoder", "left"), ("kNN accuracy", "right"), ("CKA", "right")):
-            table.add_column(column, justify=justify)
+        table.add_column("encoder")
+        table.add_column("kNN accuracy", justify="right")
+        table.add_column("CKA", justify="right")
         for name, row in self.results.items():
             table.add_row(name, f"{row['knn_accuracy']:.4f}", f"{row['cka']:.4f}")
         return table
 
     @override
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
         for dataset in (self.train, self.test):
@@ -73,14 +76,14 @@ class DistillationReport(pl.Callback):
         self._measure("student before", pl_module.student, pl_module.view.size)
 
     @override
-    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         if not trainer.is_global_zero:
             return
         self._measure("student after", pl_module.student, pl_module.view.size)
         report = {"k": self.k, "step": trainer.global_step, "encoders": self.results}
-        write_text(Path(trainer.log_dir) / REPORT_FILE, json.dumps(report, indent=2) + "\n")
+        write_text(Path(str(trainer.log_dir)) / REPORT_FILE, json.dumps(report, indent=2) + "\n")
 
-    def _measure(self, name: str, encoder: torch.nn.Module, view_size: int) -> None:
+    def _measure(self, name: str, encoder: Encoder, view_size: int) -> None:
         (train, train_labels), (test, test_labels) = (
             embed_tiles(
                 encoder,

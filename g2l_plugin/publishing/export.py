@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import timm
@@ -35,7 +36,7 @@ def export_student(
         UserError: The model is none of timm's.
     """
     folder, model = Path(folder), student.model
-    if not getattr(model, "pretrained_cfg", None):
+    if not timm_config(student):
         raise UserError(
             f"A student of type {type(model).__name__} cannot be published: expected a timm model. "
             "Start from a `timm:`, `hf-hub:` or `local-dir:` source."
@@ -62,10 +63,15 @@ def export_student(
     return folder
 
 
+def timm_config(encoder: Encoder) -> dict[str, Any]:
+    """Timm's `pretrained_cfg` of an encoder; empty where its model is none of timm's."""
+    return getattr(encoder.model, "pretrained_cfg", None) or {}
+
+
 def input_size(encoder: Encoder) -> tuple[int, int]:
     """Height and width of the images that an encoder is made for, in pixels."""
     patch_embed = getattr(encoder.model, "patch_embed", None)
-    size = getattr(patch_embed, "img_size", None) or encoder.model.pretrained_cfg["input_size"][1:]
+    size = getattr(patch_embed, "img_size", None) or timm_config(encoder)["input_size"][1:]
     return tuple(size)
 
 

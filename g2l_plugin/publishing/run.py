@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Any
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.evaluation.report import REPORT_FILE
 from g2l_plugin.publishing.card import StudentFacts, render_card
-from g2l_plugin.publishing.export import export_student, input_size, normalization
+from g2l_plugin.publishing.export import (
+    export_student,
+    input_size,
+    normalization,
+    timm_config,
+)
 
 if TYPE_CHECKING:
     from g2l_plugin.distillation.module import DistillationModule
@@ -64,7 +69,7 @@ def _facts(trainer: KDTrainer, module: DistillationModule) -> StudentFacts:
     return StudentFacts(
         teacher=teacher.provenance,
         start=student.provenance,
-        architecture=student.model.pretrained_cfg["architecture"],
+        architecture=timm_config(student)["architecture"],
         parameters=_count(student),
         teacher_parameters=_count(teacher),
         embedding_dim=student.embedding_dim,

@@ -73,7 +73,7 @@ def tissue_mask(slide: openslide.OpenSlide, mpp: float) -> np.ndarray:
     """
     width, height = slide.dimensions
     scale = max(_MASK_MPP / mpp, 1.0)
-    thumbnail = slide.get_thumbnail((max(width / scale, 1), max(height / scale, 1)))
+    thumbnail = slide.get_thumbnail((max(int(width / scale), 1), max(int(height / scale), 1)))
     saturation = color.rgb2hsv(np.asarray(thumbnail.convert("RGB")))[..., 1]
     saturation = filters.gaussian(saturation, 1)
     if np.ptp(saturation) < 1e-3:  # one colour: Otsu has nothing to part

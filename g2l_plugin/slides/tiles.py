@@ -6,7 +6,7 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import openslide
@@ -23,7 +23,7 @@ _MAX_VAL_SHARE = 0.1
 """A small cohort gives at most this share of its tiles to validation."""
 
 
-class TileDataset(MapDataset[torch.Tensor]):
+class TileDataset(MapDataset[Any]):
     """Tiles over the tissue of whole slides, on a non-overlapping grid.
 
     The slides are indexed once, in `prepare_data`; an index that exists is read. With a `split`,
@@ -114,7 +114,7 @@ class TileDataset(MapDataset[torch.Tensor]):
         return len(self._xy)
 
     @override
-    def __getitem__(self, index: int) -> torch.Tensor:
+    def __getitem__(self, index: int) -> Any:
         """Reads one tile.
 
         Returns:
