@@ -37,6 +37,9 @@ MPP = 0.5
 _FORMAT = 1
 """Raised when the generator changes, so that an older cohort is not taken for the present one."""
 
+_LEAST_SIZE = 256
+"""Least side of a slide in pixels; smaller ones have no room for a region of tissue."""
+
 _SPLITS = ("train", "train", "train", "train", "val", "test")
 """Splits of a centre's slides, in turn."""
 
@@ -94,8 +97,9 @@ def make_cohort(
     root: str | Path,
     n_slides: int = 24,
     seed: int = 0,
-    size: int = 1536,
     workers: int | None = None,
+    size: int = 1536,
+    show_progress: bool = True,
 ) -> list[DemoSlide]:
     """Generates a cohort; one that is there with the same parameters is left as it is.
 
@@ -103,35 +107,30 @@ def make_cohort(
         root: Folder for `slides/`, `masks/` and `manifest.csv`.
         n_slides: Slides over all centres and splits.
         seed: Seed; the same gives the same files, whatever the number of workers.
-        size: Side of the slides in pixels.
         workers: Processes; None takes one per CPU core.
+        size: Side of the slides in pixels, a multiple of `MASK_DOWNSAMPLE`.
+        show_progress: Whether to show a progress bar.
 
     Returns:
         The slides.
+
+    Raises:
+        UserError: There are to be no slides, or none of this size can be made.
     """
+    _check(n_slides, size)
     root = Path(root)
     parameters = {"format": _FORMAT, "n_slides": n_slides, "seed": seed, "size": size}
-    if (root / "cohort.json").is_file():
-        if json.loads((root / "cohort.json").read_text()) == parameters:
-            return load_cohort(root)
-        # First of all: from here on, what is in the folder is no whole cohort.
-        (root / "cohort.json").unlink()
+    if _is_made(root, parameters):
+        return load_cohort(root)
+    # First of all: from here on, what is in the folder is no whole cohort.
+    (root / "manifest.csv").unlink(missing_ok=True)
     slides = _plan(root, n_slides)
     for folder in {slide.path.parent for slide in slides} | {slide.mask.parent for slide in slides}:
         folder.mkdir(parents=True, exist_ok=True)
-    # Forked where that is safe: a spawned process would import the caller's program anew.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    workers = min(workers or os.cpu_count() or 1, n_slides)
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        jobs = [
-            pool.submit(_make_slide, slide, number, seed, size)
-            for number, slide in enumerate(slides)
-        ]
-        done = concurrent.futures.as_completed(jobs)
-        for job in tqdm(done, "Generating the demo cohort", n_slides, unit="slide"):
-            job.result()
-    _write_manifest(root, slides)
+    _make_slides(slides, seed, size, workers, show_progress)
     write_text(root / "cohort.json", json.dumps(parameters) + "\n")
+    # Last of all: a folder with a manifest is a whole cohort.
+    _write_manifest(root, slides)
     return slides
 
 
@@ -153,6 +152,24 @@ def load_cohort(root: str | Path) -> list[DemoSlide]:
         ]
 
 
+def _check(n_slides: int, size: int) -> None:
+    if n_slides < 1:
+        raise UserError(
+            f"The demo cohort cannot have {n_slides} slides: give n_slides of 1 or more."
+        )
+    if size < _LEAST_SIZE or size % MASK_DOWNSAMPLE:
+        raise UserError(
+            f"Demo slides cannot have a side of {size} pixels: give a multiple of "
+            f"{MASK_DOWNSAMPLE} of at least {_LEAST_SIZE}."
+        )
+
+
+def _is_made(root: Path, parameters: dict[str, int]) -> bool:
+    if not ((root / "manifest.csv").is_file() and (root / "cohort.json").is_file()):
+        return False
+    return json.loads((root / "cohort.json").read_text(encoding="utf-8")) == parameters
+
+
 def _plan(root: Path, n_slides: int) -> list[DemoSlide]:
     slides = []
     for number in range(n_slides):
@@ -167,16 +184,50 @@ def _plan(root: Path, n_slides: int) -> list[DemoSlide]:
     return slides
 
 
+def _make_slides(
+    slides: list[DemoSlide], seed: int, size: int, workers: int | None, show_progress: bool
+) -> None:
+    # Forked where that is safe: a spawned process would import the caller's program anew.
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    workers = min(workers or os.cpu_count() or 1, len(slides))
+    with (
+        concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
+        tqdm(
+            desc="Generating the demo cohort",
+            total=len(slides),
+            unit="slide",
+            disable=not show_progress,
+        ) as progress,
+    ):
+        jobs = [
+            pool.submit(_make_slide, slide, number, seed, size)
+            for number, slide in enumerate(slides)
+        ]
+        try:
+            for job in concurrent.futures.as_completed(jobs):
+                job.result()
+                progress.update()
+        except BaseException:
+            # Else whoever stops this would wait for every slide that is still to be made.
+            pool.shutdown(cancel_futures=True)
+            raise
+
+
 def _make_slide(slide: DemoSlide, number: int, seed: int, size: int) -> None:
     rng = np.random.default_rng([seed, number])
     h, e, labels = paint_tissue(size, rng)
     image = _scan(h, e, _CENTRES[slide.centre], rng)
-    partial = slide.path.with_suffix(".part")
+    partial = _partial(slide.path)
     _write_pyramid(image, partial)
     partial.replace(slide.path)
-    partial = slide.mask.with_suffix(".part")
+    partial = _partial(slide.mask)
     Image.fromarray(labels).save(partial, format="png")
     partial.replace(slide.mask)
+
+
+def _partial(path: Path) -> Path:
+    # Named for the process: two runs may make the same cohort in the same folder.
+    return path.with_name(f".{path.name}.{os.getpid()}.part")
 
 
 def _scan(h: np.ndarray, e: np.ndarray, centre: _Centre, rng: np.random.Generator) -> np.ndarray:

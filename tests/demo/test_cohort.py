@@ -1,4 +1,5 @@
 import csv
+import dataclasses
 
 import numpy as np
 import openslide
@@ -68,6 +69,51 @@ def test_an_interrupted_cohort_is_finished_by_the_next_run(tmp_path, monkeypatch
     with pytest.raises(UserError, match=r"no generated cohort in .*manifest\.csv is missing"):
         load_cohort(tmp_path)
     assert len(make_cohort(tmp_path, n_slides=1, size=SIZE)) == len(load_cohort(tmp_path)) == 1
+
+
+def test_a_cohort_that_is_half_replaced_is_no_cohort(tmp_path, monkeypatch):
+    make_cohort(tmp_path / "new", n_slides=1, size=256, seed=5)
+    make_cohort(tmp_path / "old", n_slides=1, size=256)
+    with monkeypatch.context() as patch:
+        patch.setattr(cohort_lib, "_make_slides", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            make_cohort(tmp_path / "old", n_slides=1, size=256, seed=5)
+    with pytest.raises(UserError, match=r"manifest\.csv is missing"):
+        load_cohort(tmp_path / "old")
+    make_cohort(tmp_path / "old", n_slides=1, size=256, seed=5)
+    assert contents(tmp_path / "old") == contents(tmp_path / "new")
+
+
+def test_slides_still_to_be_made_are_dropped_when_one_fails(tmp_path):
+    (tmp_path / "slides").mkdir()
+    (tmp_path / "masks").mkdir()
+    first, *others = cohort_lib._plan(tmp_path, 12)
+    nowhere = dataclasses.replace(first, path=tmp_path / "nowhere" / "first.tiff")
+    with pytest.raises(FileNotFoundError):
+        cohort_lib._make_slides([nowhere, *others], 0, 512, workers=1, show_progress=False)
+    # The worker may have been handed a few before the failure was seen.
+    assert len(list((tmp_path / "slides").iterdir())) < len(others) / 2
+
+
+def test_the_progress_bar_can_be_left_out(tmp_path, capfd):
+    make_cohort(tmp_path / "a", n_slides=1, size=256)
+    assert "Generating the demo cohort" in capfd.readouterr().err
+    make_cohort(tmp_path / "b", n_slides=1, size=256, show_progress=False)
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"n_slides": 0}, "cannot have 0 slides: give n_slides of 1 or more"),
+        ({"size": 100}, "side of 100 pixels: give a multiple of 8 of at least 256"),
+        ({"size": 300}, "side of 300 pixels: give a multiple of 8 of at least 256"),
+    ],
+)
+def test_a_cohort_that_cannot_be_made_is_refused(tmp_path, options, complaint):
+    with pytest.raises(UserError, match=complaint):
+        make_cohort(tmp_path / "cohort", **options)
+    assert not (tmp_path / "cohort").exists()
 
 
 def test_every_centre_has_slides_in_every_split(tmp_path):
