@@ -1,10 +1,18 @@
-"""Small encoders that tests make: no network, no weights in the repository."""
+"""Small encoders that tests make, without network, and eva's command line as a user calls it."""
 
+import os
+import re
+import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import timm
 import torch
 from timm.models import save_for_hf
+
+ROOT = Path(__file__).parents[1]
+EVA = Path(sys.executable).with_name("eva")
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 """Arguments that make timm's vit_tiny_patch16_224 tiny indeed."""
@@ -29,3 +37,31 @@ def save_tiny_model(folder: Path, seed: int = 0, mean=(0.7, 0.6, 0.65), **model_
         },
     )
     return folder
+
+
+def run_eva(command, config, cwd, **environment):
+    """Runs eva's console script on a config; returns the finished process."""
+    environment = {
+        **os.environ,
+        "HF_HUB_OFFLINE": "1",
+        "TQDM_REFRESH_RATE": "1",
+        "N_DATA_WORKERS": "1",
+        "ACCELERATOR": "cpu",
+        **{name: str(value) for name, value in environment.items()},
+    }
+    return subprocess.run(
+        [EVA, command, "--config", config],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+
+
+def printed_command(stdout: str) -> tuple[dict[str, str], str]:
+    """Variables and config of the benchmark command, the last line that a fit prints."""
+    words = shlex.split(stdout.splitlines()[-1].removeprefix("Benchmark: "))
+    variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z0-9_]+=", word))
+    assert words[len(variables) : -1] == ["eva", "predict_fit", "--config"], words
+    return variables, words[-1]

@@ -3,43 +3,17 @@
 import json
 import os
 import re
-import shlex
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import timm
 import torch
-from helpers import save_tiny_model
+from helpers import ROOT, printed_command, run_eva, save_tiny_model
 
 from g2l_plugin.demo.cohort import CENTRES, make_cohort
 
-ROOT = Path(__file__).parents[2]
-EVA = Path(sys.executable).with_name("eva")
-
 SMALL = {"img_size": 224, "patch_size": 32}
-
-
-def eva(command, config, cwd, **environment):
-    """Runs eva's console script on a config; returns the finished process."""
-    environment = {
-        **os.environ,
-        "HF_HUB_OFFLINE": "1",
-        "TQDM_REFRESH_RATE": "1",
-        "N_DATA_WORKERS": "1",
-        "ACCELERATOR": "cpu",
-        **{name: str(value) for name, value in environment.items()},
-    }
-    return subprocess.run(
-        [EVA, command, "--config", config],
-        cwd=cwd,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +40,7 @@ def slides(folder):
 def run(folder, slides):
     """`eva fit --config configs/g2l_breast.yaml` with small models by variables alone."""
     teacher = save_tiny_model(folder / "teacher", embed_dim=48, depth=2, **SMALL)
-    return eva(
+    return run_eva(
         "fit",
         ROOT / "configs" / "g2l_breast.yaml",
         folder,
@@ -122,12 +96,10 @@ def test_an_eva_config_that_knows_nothing_of_us_benchmarks_it_by_name(
         }
     )
     manifest.to_csv(folder / "cohort" / "eva.csv", index=False)
-    command = shlex.split(run.stdout.splitlines()[-1].removeprefix("Benchmark: "))
-    variables = dict(word.split("=", 1) for word in command if re.match(r"[A-Z0-9_]+=", word))
-    assert command[len(variables) :][:3] == ["eva", "predict_fit", "--config"]
-    result = eva(
+    variables, config = printed_command(run.stdout)
+    result = run_eva(
         "predict_fit",
-        command[-1],
+        config,
         tmp_path,
         **variables,
         DATA_ROOT=folder / "cohort",
@@ -145,7 +117,7 @@ def test_an_eva_config_that_knows_nothing_of_us_benchmarks_it_by_name(
 
 
 def test_without_access_to_the_teacher_one_message_says_what_to_do(folder, slides, tmp_path):
-    result = eva(
+    result = run_eva(
         "fit",
         ROOT / "configs" / "g2l_breast.yaml",
         tmp_path,
@@ -163,7 +135,7 @@ def test_without_access_to_the_teacher_one_message_says_what_to_do(folder, slide
 
 def test_a_slide_without_mpp_names_the_setting(folder, write_slide, tmp_path):
     write_slide(tmp_path / "slides" / "unknown.tiff", mpp=None)
-    result = eva(
+    result = run_eva(
         "fit",
         ROOT / "configs" / "g2l_breast.yaml",
         tmp_path,
