@@ -26,7 +26,7 @@ class DistillationProgressBar(ProgressBar):
         super().__init__()
         self._refresh_rate = refresh_rate
         self._enabled = refresh_rate > 0
-        self._bar = tqdm(disable=True)
+        self._bar: tqdm = None  # type: ignore[assignment]
         self._since = (0.0, 0)
         self._pause = 0.0
 
@@ -87,7 +87,8 @@ class DistillationProgressBar(ProgressBar):
 
     @override
     def on_exception(self, trainer: pl.Trainer, pl_module: Any, exception: BaseException) -> None:
-        self._bar.close()
+        if self._bar is not None:
+            self._bar.close()
 
     @override
     def print(self, *args: Any, **kwargs: Any) -> None:
