@@ -67,21 +67,27 @@ class LossEarlyStopping(pl.Callback):
     """Ends the run when the loss has exceeded its own moving average too often.
 
     The run ends when the current loss has been above the mean of the last `window` iterations'
-    losses more than `max_exceedances` times since the start, counted from the first full window.
+    losses more than `max_exceedances` times, counted from the first full window.
 
-    Source: arXiv 2510.11176.
+    Source: arXiv 2510.11176, which does not say whether the times must follow each other. Counted
+    over the whole run, as the words go, noise alone ends it soon after the first window; with
+    `consecutive` a run goes on while its loss still falls below the mean now and then.
     """
 
-    def __init__(self, window: int = 100, max_exceedances: int = 10) -> None:
+    def __init__(
+        self, window: int = 100, max_exceedances: int = 10, consecutive: bool = False
+    ) -> None:
         """Initializes the callback.
 
         Args:
             window: Iterations that the mean is taken over.
             max_exceedances: The run goes on through this many exceedances.
+            consecutive: Whether an iteration below the mean starts the count anew.
         """
         super().__init__()
         self.window = window
         self.max_exceedances = max_exceedances
+        self.consecutive = consecutive
         self.exceedances = 0
         self._losses: collections.deque[float] = collections.deque(maxlen=window)
 
@@ -105,8 +111,11 @@ class LossEarlyStopping(pl.Callback):
 
     def exceeds(self, loss: float) -> bool:
         """Takes note of one iteration's loss; returns whether the run shall end."""
-        if len(self._losses) == self.window and loss > sum(self._losses) / self.window:
-            self.exceedances += 1
+        if len(self._losses) == self.window:
+            if loss > sum(self._losses) / self.window:
+                self.exceedances += 1
+            elif self.consecutive:
+                self.exceedances = 0
         self._losses.append(loss)
         return self.exceedances > self.max_exceedances
 

@@ -71,6 +71,13 @@ def test_exceedances_are_counted_as_the_paper_says(losses, window, limit):
     assert ended == [sum(above[: step + 1]) > limit for step in range(len(losses))]
 
 
+def test_consecutive_exceedances_start_anew_below_the_mean():
+    losses = [1.0, 1.0, 2.0, 2.0, 0.0, 3.0, 3.0, 4.0, 5.0]
+    every, consecutive = (LossEarlyStopping(2, 2, consecutive=c) for c in (False, True))
+    assert [every.exceeds(loss) for loss in losses].index(True) == 5
+    assert [consecutive.exceeds(loss) for loss in losses].index(True) == 7
+
+
 def test_a_resumed_stop_goes_on_where_it_was():
     losses = [float(step % 7) for step in range(60)]
     whole, first, second = (LossEarlyStopping(10, 20) for _ in range(3))
