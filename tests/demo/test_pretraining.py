@@ -8,15 +8,24 @@ from g2l_plugin.encoders.load import EncoderSource, load_encoder
 from g2l_plugin.slides.views import AugmentedView
 
 
-class Shades(Dataset):
-    """Tiles whose class is how bright they are."""
+COLOURS = torch.tensor(
+    [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255]], dtype=torch.uint8
+)
+
+
+def tile(label):
+    return COLOURS[label].view(3, 1, 1).expand(3, 32, 32)
+
+
+class Colours(Dataset):
+    """Tiles whose class is their colour."""
 
     def __len__(self):
         return 40
 
     def __getitem__(self, index):
         label = index % 5
-        return torch.full((3, 32, 32), label * 60, dtype=torch.uint8), torch.tensor(label), {}
+        return tile(label), torch.tensor(label), {}
 
 
 def test_a_teacher_learns_the_labels_and_is_exported_as_it_is(tmp_path):
@@ -39,11 +48,11 @@ def test_a_teacher_learns_the_labels_and_is_exported_as_it_is(tmp_path):
         batch_size=20, num_workers=0, prefetch_factor=None, persistent_workers=False
     )
     data = DataModule(
-        datasets=DatasetsSchema(train=Shades(), val=Shades()),
+        datasets=DatasetsSchema(train=Colours(), val=Colours()),
         dataloaders=DataloadersSchema(train=loader, val=loader),
     )
     trainer.fit(module, datamodule=data)
-    images = torch.stack([torch.full((3, 32, 32), label * 60 / 255) for label in range(5)])
+    images = torch.stack([tile(label) / 255 for label in range(5)])
     module.eval()
     with torch.no_grad():
         assert module.head(module.encoder(images)).argmax(1).tolist() == list(range(5))
