@@ -7,7 +7,6 @@ from g2l_plugin.demo.pretraining import SupervisedPretraining
 from g2l_plugin.encoders.load import EncoderSource, load_encoder
 from g2l_plugin.slides.views import AugmentedView
 
-
 COLOURS = torch.tensor(
     [[255, 0, 0], [0, 255, 0], [0, 0, 255], [255, 255, 0], [0, 255, 255]], dtype=torch.uint8
 )
