@@ -83,6 +83,7 @@ class DistillationProgressBar(ProgressBar):
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        self._bar.update(trainer.global_step - self._bar.n)  # an early stop is between refreshes
         self._bar.close()
 
     @override
