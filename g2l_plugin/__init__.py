@@ -30,7 +30,9 @@ _PUBLIC = {
     "SimilarityKLLoss": "g2l_plugin.distillation.losses",
     "SmoothL1Loss": "g2l_plugin.distillation.losses",
     "SupervisedPretraining": "g2l_plugin.demo.pretraining",
+    "TileDataModule": "g2l_plugin.slides.data_module",
     "TileDataset": "g2l_plugin.slides.tiles",
+    "TileLoader": "g2l_plugin.slides.loader",
     "UserError": "g2l_plugin.errors",
 }
 """Public name to the module that defines it."""

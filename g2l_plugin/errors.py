@@ -1,5 +1,7 @@
 """The one kind of error that a user can cause and mend."""
 
+import re
+
 
 class UserError(RuntimeError):
     """What was given, what was expected and what to do next, in one or two lines.
@@ -7,3 +9,9 @@ class UserError(RuntimeError):
     eva's command line prints it without a traceback and exits with status 1; in a Python session it
     is an ordinary exception.
     """
+
+
+def message_in(report: str) -> str | None:
+    """Finds the message of a `UserError` in what is left of it as text: a traceback of a worker."""
+    found = re.findall(r"^\s*g2l_plugin\.errors\.UserError: (.+)$", report, re.MULTILINE)
+    return found[-1] if found else None

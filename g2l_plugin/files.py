@@ -13,9 +13,24 @@ from pathlib import Path
 def write_text(path: Path, text: str) -> None:
     """Writes a text file beside its place and renames it into it."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    with new_file(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+@contextlib.contextmanager
+def new_file(path: Path) -> Iterator[Path]:
+    """Yields a path to write to, which takes the place of `path` when the block ends well.
+
+    When the block fails, what stood at `path` stands there still, and nothing is left behind.
+    """
+    # Named for the process: two may write the same file.
     partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    partial.write_text(text, encoding="utf-8")
-    partial.replace(path)
+    try:
+        yield partial
+        partial.replace(path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 @contextlib.contextmanager

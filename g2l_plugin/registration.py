@@ -89,7 +89,7 @@ def extend_cli(setup_module: Any) -> None:
 
 def prepare_cli() -> None:
     """Makes trainer and module known to eva's command line, and errors of users short."""
-    from g2l_plugin.errors import UserError
+    from g2l_plugin.errors import UserError, message_in
 
     previous = sys.excepthook
 
@@ -101,7 +101,8 @@ def prepare_cli() -> None:
         while behind is not None and not isinstance(behind, UserError):
             behind = behind.__cause__
         if behind is not None:
-            print(f"error: {behind}", file=sys.stderr)
+            # From a data worker it comes with the worker's own traceback as its text.
+            print(f"error: {message_in(str(behind)) or behind}", file=sys.stderr)
         else:
             previous(kind, error, trace)
 

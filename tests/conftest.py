@@ -12,13 +12,19 @@ import tifffile
 def write_slide():
     """Writes a pyramidal tiled TIFF with a tissue-coloured disk on glass; returns its path."""
 
-    def write(path: Path, size: int = 1024, mpp: float | None = 0.5, levels: int = 2) -> Path:
+    def write(
+        path: Path,
+        size: int = 1024,
+        mpp: float | None = 0.5,
+        levels: int = 2,
+        tissue: bool = True,
+    ) -> Path:
         y, x = np.mgrid[:size, :size]
         image = np.full((size, size, 3), 245, np.uint8)
-        tissue = (x - size / 2) ** 2 + (y - size / 2) ** 2 < (size * 0.4) ** 2
+        disk = (x - size / 2) ** 2 + (y - size / 2) ** 2 < (size * 0.4 * tissue) ** 2
         noise = np.random.default_rng(size).integers(-20, 20, (size, size, 1))
         colour = np.array([200, 90, 150]) + 30 * np.sin(x / 5)[..., None]
-        image[tissue] = np.clip(colour + noise, 0, 255).astype(np.uint8)[tissue]
+        image[disk] = np.clip(colour + noise, 0, 255).astype(np.uint8)[disk]
         options = {"tile": (128, 128), "photometric": "rgb", "compression": "zlib"}
         if mpp is not None:
             options |= {"resolution": (1e4 / mpp, 1e4 / mpp), "resolutionunit": "CENTIMETER"}

@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import tifffile
 import timm
 import torch
 from timm.models import save_for_hf
@@ -65,3 +66,19 @@ def printed_command(stdout: str) -> tuple[dict[str, str], str]:
     variables = dict(word.split("=", 1) for word in words if re.match(r"[A-Z0-9_]+=", word))
     assert words[len(variables) : -1] == ["eva", "predict_fit", "--config"], words
     return variables, words[-1]
+
+
+def damage(path: Path, level: int, tiles) -> None:
+    """Overwrites compressed tiles of a TIFF slide, so that OpenSlide opens it and fails there.
+
+    The file's time stays: it went bad, nobody changed it.
+    """
+    stat = path.stat()
+    with tifffile.TiffFile(path) as file:
+        page = file.pages[level]
+        spans = [(page.dataoffsets[n], page.databytecounts[n]) for n in tiles]
+    with path.open("r+b") as file:
+        for offset, count in spans:
+            file.seek(offset)
+            file.write(b"\xff" * count)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))

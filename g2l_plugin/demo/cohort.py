@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import concurrent.futures
+import contextlib
 import csv
 import dataclasses
 import io
 import json
-import multiprocessing
-import os
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +17,8 @@ from tqdm import tqdm
 
 from g2l_plugin.demo.tissue import MASK_DOWNSAMPLE, TISSUE_CLASSES, paint_tissue
 from g2l_plugin.errors import UserError
-from g2l_plugin.files import write_text
+from g2l_plugin.files import new_file, write_text
+from g2l_plugin.parallel import run_in_processes
 
 __all__ = [
     "CENTRES",
@@ -187,47 +185,29 @@ def _plan(root: Path, n_slides: int) -> list[DemoSlide]:
 def _make_slides(
     slides: list[DemoSlide], seed: int, size: int, workers: int | None, show_progress: bool
 ) -> None:
-    # Forked where that is safe: a spawned process would import the caller's program anew.
-    context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    workers = min(workers or os.cpu_count() or 1, len(slides))
-    with (
-        concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool,
-        tqdm(
-            desc="Generating the demo cohort",
-            total=len(slides),
-            unit="slide",
-            disable=not show_progress,
-        ) as progress,
-    ):
-        jobs = [
-            pool.submit(_make_slide, slide, number, seed, size)
-            for number, slide in enumerate(slides)
-        ]
-        try:
-            for job in concurrent.futures.as_completed(jobs):
-                job.result()
-                progress.update()
-        except BaseException:
-            # Else whoever stops this would wait for every slide that is still to be made.
-            pool.shutdown(cancel_futures=True)
-            raise
+    jobs = [(slide, number, seed, size) for number, slide in enumerate(slides)]
+    progress = tqdm(
+        desc="Generating the demo cohort",
+        total=len(slides),
+        unit="slide",
+        disable=not show_progress,
+    )
+    with progress, contextlib.closing(run_in_processes(_make_slide, jobs, workers)) as results:
+        for _, crash in results:
+            if crash is not None:
+                raise crash
+            progress.update()
 
 
-def _make_slide(slide: DemoSlide, number: int, seed: int, size: int) -> None:
+def _make_slide(job: tuple[DemoSlide, int, int, int]) -> None:
+    slide, number, seed, size = job
     rng = np.random.default_rng([seed, number])
     h, e, labels = paint_tissue(size, rng)
     image = _scan(h, e, _CENTRES[slide.centre], rng)
-    partial = _partial(slide.path)
-    _write_pyramid(image, partial)
-    partial.replace(slide.path)
-    partial = _partial(slide.mask)
-    Image.fromarray(labels).save(partial, format="png")
-    partial.replace(slide.mask)
-
-
-def _partial(path: Path) -> Path:
-    # Named for the process: two runs may make the same cohort in the same folder.
-    return path.with_name(f".{path.name}.{os.getpid()}.part")
+    with new_file(slide.path) as partial:
+        _write_pyramid(image, partial)
+    with new_file(slide.mask) as partial:
+        Image.fromarray(labels).save(partial, format="png")
 
 
 def _scan(h: np.ndarray, e: np.ndarray, centre: _Centre, rng: np.random.Generator) -> np.ndarray:

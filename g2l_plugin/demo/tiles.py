@@ -18,6 +18,7 @@ from g2l_plugin.demo.cohort import (
     load_cohort,
     make_cohort,
 )
+from g2l_plugin.slides.slide_tiles import SlideTiles
 from g2l_plugin.slides.tiles import TileDataset
 
 
@@ -25,8 +26,10 @@ class DemoTiles(TileDataset):
     """Labelled tiles of the demo cohort, which is generated where it does not exist.
 
     Each item is (tile, class, metadata) as in eva's classification datasets: the tile uint8, or
-    what `transforms` makes of it, the class that of most of the tile's area.
+    what `transforms` makes of it, the class that of most of the tile's area. Or it is the tile.
     """
+
+    tiles: SlideTiles
 
     def __init__(
         self,
@@ -35,6 +38,7 @@ class DemoTiles(TileDataset):
         size: int = 64,
         min_purity: float = 0.0,
         max_tiles: int | None = None,
+        labelled: bool = True,
         n_slides: int = 24,
         seed: int = 0,
         transforms: Any = None,
@@ -48,21 +52,25 @@ class DemoTiles(TileDataset):
             size: Side of the tiles, in pixels at 0.5 microns per pixel.
             min_purity: Least share of a tile that must be of its class, 0 to 1.
             max_tiles: Keeps this many tiles, evenly spread; None keeps all.
+            labelled: Whether an item is (tile, class, metadata), or the tile alone.
             n_slides: Slides to generate, over all splits.
             seed: Seed of the generated cohort.
             transforms: Applied to the tile image, as in eva's datasets.
-            index_dir: Where the tile tables are kept; None takes `index` in the cohort's folder.
+            index_dir: Where the indexes are kept; None takes `index` in the cohort's folder.
         """
         super().__init__(
             root,
             width=size,
             height=size,
             seed=seed,
-            index_dir=index_dir or str(Path(root) / "index"),
+            # What is labelled is tissue and in focus.
+            min_sharpness=0.0,
+            index_dir=str(Path(index_dir or Path(root) / "index") / slides),
         )
         self._slides_split = slides
         self._min_purity = min_purity
         self._max_tiles = max_tiles
+        self._labelled = labelled
         self._cohort_size = n_slides
         self._transforms = transforms
         self._labels = np.empty(0, np.int64)
@@ -73,42 +81,49 @@ class DemoTiles(TileDataset):
         super().prepare_data()
 
     @override
-    def select_slides(self) -> list[Path]:
-        return [slide.path for slide in self._demo_slides()]
+    def select_slides(self) -> list[str]:
+        root = Path(self._root)
+        return [slide.path.relative_to(root).as_posix() for slide in self._demo_slides()]
 
     @override
     def configure(self) -> None:
         super().configure()
-        masks = [np.asarray(Image.open(slide.mask)) for slide in self._demo_slides()]
-        shares = np.stack([self._class_shares(index, masks) for index in range(len(self._xy))])
+        labels = {slide.path: slide.mask for slide in self._demo_slides()}
+        masks = [np.asarray(Image.open(labels[path])) for path in self.tiles.paths]
+        shares = np.stack([self._class_shares(index, masks) for index in range(len(self.tiles.xy))])
         purity = shares.max(axis=1)
         keep = np.flatnonzero((purity >= self._min_purity) & (purity > 0))
         if self._max_tiles is not None and len(keep) > self._max_tiles:
             keep = keep[np.linspace(0, len(keep) - 1, self._max_tiles).astype(int)]
-        self._slide_of_tile, self._xy = self._slide_of_tile[keep], self._xy[keep]
+        self.tiles.keep(keep)
         self._labels = shares[keep].argmax(axis=1)
 
     @override
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor, dict[str, Any]]:
-        tile = self.load_tile(index)
+    def __getitem__(self, index: int) -> Any:
+        tile = self.tiles.read(index)
         if self._transforms is not None:
             tile = self._transforms(tv_tensors.Image(tile))
-        metadata = {"slide": self._slides[self._slide_of_tile[index]].path.stem}
+        if not self._labelled:
+            return tile
+        metadata = {"slide": self._slide_name(index)}
         return tile, torch.tensor(self._labels[index]), metadata
 
     def filename(self, index: int) -> str:
         """Names a tile's embedding file, as eva's embedding writers ask."""
-        slide = self._slides[self._slide_of_tile[index]].path.stem
-        x, y = self._xy[index]
-        return f"{slide}/{x}_{y}.png"
+        x, y = self.tiles.xy[index]
+        return f"{self._slide_name(index)}/{x}_{y}.png"
+
+    def _slide_name(self, index: int) -> str:
+        return self.tiles.paths[self.tiles.slide_of_tile[index]].stem
 
     def _demo_slides(self) -> list[DemoSlide]:
         return [slide for slide in load_cohort(self._root) if slide.split == self._slides_split]
 
     def _class_shares(self, index: int, masks: list[np.ndarray]) -> np.ndarray:
         """Share of each class in a tile's area, float (classes,)."""
-        number = self._slide_of_tile[index]
-        start = self._xy[index] // MASK_DOWNSAMPLE
-        stop = start + np.array(self._slides[number].plan.level0_size) // MASK_DOWNSAMPLE
+        number = self.tiles.slide_of_tile[index]
+        start = self.tiles.xy[index] // MASK_DOWNSAMPLE
+        # Made at the resolution of the tiles.
+        stop = start + np.array([self._grid.width, self._grid.height]) // MASK_DOWNSAMPLE
         area = masks[number][start[1] : stop[1], start[0] : stop[0]]
         return np.bincount(area.ravel(), minlength=len(TISSUE_CLASSES) + 1)[1:] / area.size

@@ -114,6 +114,8 @@ class DistillationModule(ModelModule):
 
     @override
     def training_step(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        # Counted here and not after the batch: a checkpoint is written before that.
+        self.tiles_seen += len(batch) * self.trainer.world_size
         student, teacher = self._embed(batch)
         loss = self.objective(student, teacher)
         self.log("train/loss", loss, prog_bar=True)
@@ -130,7 +132,6 @@ class DistillationModule(ModelModule):
                 "learning rate (LR_VALUE) or use a wider PRECISION; an earlier checkpoint is kept "
                 f"under {self.trainer.log_dir}."
             )
-        self.tiles_seen += len(batch) * self.trainer.world_size
 
     @override
     def validation_step(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> STEP_OUTPUT:

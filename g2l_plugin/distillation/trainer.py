@@ -6,13 +6,17 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from eva.core.trainers import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from loguru import logger
 from rich.console import Console
 from typing_extensions import override
 
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.errors import UserError
+from g2l_plugin.files import write_text
+from g2l_plugin.slides.slide_tiles import SlideTiles
 
 STUDENT_FOLDER = "student"
 """Name of the published folder in the run's folder."""
@@ -65,6 +69,7 @@ class KDTrainer(Trainer):
             kwargs = {"ckpt_path": self.resume_from, "weights_only": True} | kwargs
         super().fit(model, *args, **kwargs)
         if self.state.finished:
+            self._report_lost_tiles()
             self._save_last_checkpoint()
             self._publish(model)
 
@@ -83,6 +88,16 @@ class KDTrainer(Trainer):
                 path = os.path.join(str(callback.dirpath), name)
                 self.save_checkpoint(path)
                 callback.last_model_path = path
+
+    def _report_lost_tiles(self) -> None:
+        """Writes which tiles of the slides could not be read, where there are any."""
+        tiles = getattr(getattr(self.train_dataloader, "dataset", None), "tiles", None)
+        if not isinstance(tiles, SlideTiles) or not (lost := tiles.lost()):
+            return
+        rank = f"_rank{self.global_rank}" if self.world_size > 1 else ""
+        path = Path(self.log_dir) / f"lost_tiles{rank}.csv"
+        write_text(path, pd.DataFrame(lost, columns=["slide", "x", "y"]).to_csv(index=False))
+        logger.warning(f"{len(lost):,} of {len(tiles):,} tiles could not be read: {path}")
 
     def _publish(self, model: DistillationModule) -> None:
         if not self.is_global_zero:

@@ -99,8 +99,7 @@ def _describe_loss(loss: Any) -> str:
 
 def _count_slides(trainer: KDTrainer) -> int | None:
     dataset = getattr(getattr(trainer, "datamodule", None), "datasets", None)
-    paths = getattr(getattr(dataset, "train", None), "slide_paths", None)
-    return None if paths is None else len(paths)
+    return getattr(getattr(dataset, "train", None), "n_slides", None)
 
 
 def _read_report(file: Path) -> dict[str, Any] | None:

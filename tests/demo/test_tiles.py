@@ -19,7 +19,7 @@ def test_labels_are_those_of_the_mask(tmp_path):
     for index in range(0, len(tiles), 37):
         tile, label, metadata = tiles[index]
         assert tile.shape == (3, 64, 64) and tile.dtype == torch.uint8
-        x, y = tiles._xy[index] // MASK_DOWNSAMPLE
+        x, y = tiles.tiles.xy[index] // MASK_DOWNSAMPLE
         area = masks[metadata["slide"]][y : y + 8, x : x + 8]
         assert (area == label.item() + 1).mean() >= 0.9
         assert tiles.filename(index).startswith(metadata["slide"])
@@ -29,7 +29,7 @@ def test_labels_are_those_of_the_mask(tmp_path):
 def test_fewer_tiles_are_spread_over_the_slides(tmp_path):
     all_tiles, few = make_tiles(tmp_path), make_tiles(tmp_path, max_tiles=20)
     assert len(few) == 20 < len(all_tiles)
-    assert len(set(few._slide_of_tile)) == 2
+    assert len(set(few.tiles.slide_of_tile)) == 2
 
 
 def test_transforms_are_applied_as_in_evas_datasets(tmp_path):

@@ -1,79 +1,266 @@
+import csv
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from PIL import Image
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides import index as index_lib
-from g2l_plugin.slides.index import TileGrid, build_index, index_slide
+from g2l_plugin.slides.cohort import read_cohort
+from g2l_plugin.slides.index import build_index, open_index, summarize_index
+from g2l_plugin.slides.tiling import TileGrid
+
+GRID = TileGrid(64, 64, min_sharpness=0)
 
 
-def test_tiles_lie_on_the_grid_and_on_tissue(tmp_path, write_slide):
-    size = 1024
-    index = index_slide(write_slide(tmp_path / "a.tiff", size), TileGrid(64, 64, min_tissue=0.9))
-    assert len(index.xy) > 50
-    assert (index.xy % 64 == 0).all()
-    assert len(np.unique(index.xy, axis=0)) == len(index.xy)
-    centres = index.xy + 32
-    assert (np.hypot(*(centres - size / 2).T) < size * 0.4).all()
-    # The disk holds 0.16 pi of the slide's area; tiles on its rim are left out.
-    assert 0.75 < len(index.xy) * 64**2 / (np.pi * (size * 0.4) ** 2) <= 1.0
+@pytest.fixture
+def slides(tmp_path, write_slide):
+    for number in range(4):
+        write_slide(tmp_path / "slides" / f"{number}.tiff", 384 + 64 * number)
+    return tmp_path / "slides"
 
 
-def test_an_index_is_read_again_and_not_written_again(tmp_path, write_slide):
-    paths = [write_slide(tmp_path / f"{name}.tiff", 512) for name in "ab"]
-    first = build_index(paths, TileGrid(64, 64), tmp_path / "index")
-    files = sorted((tmp_path / "index").iterdir())
-    stamps = [file.stat().st_mtime_ns for file in files]
-    second = build_index(paths, TileGrid(64, 64), tmp_path / "index")
-    assert [file.stat().st_mtime_ns for file in sorted((tmp_path / "index").iterdir())] == stamps
-    assert len(files) == 2
-    for a, b in zip(first, second, strict=True):
-        assert (a.path, a.plan) == (b.path, b.plan)
+def outcomes(index):
+    return {s.slide: r.problem or "used" for s, r in zip(index.cohort, index.records, strict=True)}
+
+
+def stamps(folder):
+    return {p.name: p.stat().st_mtime_ns for p in (folder / "slides").iterdir()}
+
+
+def test_an_index_holds_cohort_tables_pictures_summary_and_page(tmp_path, slides):
+    index = build_index(tmp_path / "index", GRID, slides)
+    assert [slide.slide for slide in index.cohort] == [f"{n}.tiff" for n in range(4)]
+    assert sorted(p.name for p in (tmp_path / "index").iterdir()) == [
+        "cohort.csv",
+        "index.html",
+        "index.json",
+        "slides",
+        "slides.csv",
+        "thumbnails",
+    ]
+    rows = list(csv.DictReader((tmp_path / "index" / "slides.csv").open()))
+    assert [int(row["tiles"]) for row in rows] == [record.tiles for record in index.records]
+    assert all(row["outcome"] == "used" and float(row["mpp"]) == 0.5 for row in rows)
+    assert all(int(row["bytes"]) == (slides / row["slide"]).stat().st_size for row in rows)
+    for slide, record in zip(index.load(), index.records, strict=True):
+        assert slide.xy.shape == (record.tiles, 2) and record.tiles > 5
+    pictures = sorted((tmp_path / "index" / "thumbnails").iterdir())
+    assert len(pictures) == 4 and all(max(Image.open(p).size) == 600 for p in pictures)
+    page = (tmp_path / "index" / "index.html").read_text(encoding="utf-8")
+    assert all(f"thumbnails/{picture.name}" in page for picture in pictures)
+
+
+def test_what_is_done_is_not_done_again(tmp_path, slides):
+    first = build_index(tmp_path / "index", GRID, slides)
+    before = stamps(tmp_path / "index")
+    second = build_index(tmp_path / "index", GRID, slides)
+    assert stamps(tmp_path / "index") == before
+    assert second.records == first.records
+    for a, b in zip(first.load(), second.load(), strict=True):
         np.testing.assert_array_equal(a.xy, b.xy)
 
 
-def test_another_grid_or_a_changed_slide_is_indexed_anew(tmp_path, write_slide):
-    path = write_slide(tmp_path / "a.tiff", 512)
-    build_index([path], TileGrid(64, 64), tmp_path / "index")
-    build_index([path], TileGrid(128, 128), tmp_path / "index")
-    write_slide(path, 768)
-    (index,) = build_index([path], TileGrid(64, 64), tmp_path / "index")
-    assert len(list((tmp_path / "index").iterdir())) == 3
-    assert index.xy.max() > 512
+def test_the_cohort_stays_what_was_chosen_when_slides_are_added(tmp_path, slides, write_slide):
+    first = build_index(tmp_path / "index", GRID, slides, n_slides=2)
+    write_slide(slides / "9.tiff", 320)
+    assert build_index(tmp_path / "index", GRID, slides, n_slides=2).cohort == first.cohort
+    assert len(build_index(tmp_path / "index", GRID, slides, n_slides=5).cohort) == 5
 
 
-def test_a_bad_slide_stops_the_index_and_leaves_no_half_file(tmp_path, write_slide):
-    good = write_slide(tmp_path / "a.tiff", 512)
-    bad = tmp_path / "b.svs"
-    bad.write_bytes(good.read_bytes()[:1000])
-    with pytest.raises(UserError, match=r"b\.svs"):
-        build_index([good, bad], TileGrid(64, 64), tmp_path / "index", workers=1)
-    assert [file.suffix for file in (tmp_path / "index").iterdir()] == [".parquet"]
+def test_a_changed_slide_or_another_grid_is_indexed_anew_and_a_moved_one_is_not(
+    tmp_path, slides, write_slide
+):
+    build_index(tmp_path / "index", GRID, slides)
+    before = stamps(tmp_path / "index")
+    write_slide(slides / "1.tiff", 768)
+    os.utime(slides / "2.tiff")  # copied: another time, the same content
+    index = build_index(tmp_path / "index", GRID, slides)
+    assert index.records[1].width == 768
+    assert index.records[2].modified == (slides / "2.tiff").stat().st_mtime_ns
+    assert not (tmp_path / "index" / "thumbnails" / "none").exists()
+    changed = [name for name, stamp in stamps(tmp_path / "index").items() if stamp != before[name]]
+    assert sorted(name[0] for name in changed) == ["1", "2"]
+    assert open_index(tmp_path / "index", GRID, slides).records == index.records
+    wider = build_index(tmp_path / "index", TileGrid(128, 128, min_sharpness=0), slides)
+    assert wider.records[0].tiles < index.records[0].tiles / 2
+    with pytest.raises(UserError, match="4 of 4 slides are not indexed, or changed since"):
+        open_index(tmp_path / "index", GRID, slides)
 
 
-@given(
-    mask=st.integers(1, 12).flatmap(
-        lambda n: st.lists(st.lists(st.booleans(), min_size=n, max_size=n), min_size=1, max_size=12)
-    ),
-    tile=st.integers(1, 4),
-)
-def test_area_means_equal_plain_means(mask, tile):
-    mask = np.array(mask)
-    height, width = (length * 8 for length in mask.shape)
-    size = (tile * 8, tile * 8)
-    x, y = np.meshgrid(
-        np.arange(max(width // size[0], 1)) * size[0],
-        np.arange(max(height // size[1], 1)) * size[1],
+def test_a_resolution_by_hand_touches_only_slides_that_have_none(tmp_path, slides, write_slide):
+    write_slide(slides / "unknown.tiff", 320, mpp=None)
+    index = build_index(tmp_path / "index", GRID, slides)
+    assert outcomes(index)["unknown.tiff"] == "no resolution"
+    before = stamps(tmp_path / "index")
+    by_hand = TileGrid(64, 64, overwrite_mpp=0.5, min_sharpness=0)
+    index = build_index(tmp_path / "index", by_hand, slides)
+    assert set(outcomes(index).values()) == {"used"}
+    changed = [name for name, stamp in stamps(tmp_path / "index").items() if stamp != before[name]]
+    assert [name[:7] for name in changed] == ["unknown"]
+
+
+def test_bad_slides_are_left_out_and_counted(tmp_path, slides, write_slide):
+    (slides / "3.tiff").unlink()
+    whole = (slides / "2.tiff").read_bytes()
+    (slides / "cut off.svs").write_bytes(whole[:1000])
+    (slides / "döppelt.tiff").write_bytes(whole)
+    (slides / "empty.svs").write_bytes(b"")
+    write_slide(slides / "coarse.tiff", 320, mpp=2.0)
+    write_slide(slides / "unknown.tiff", 320, mpp=None)
+    write_slide(slides / "glass.tiff", 400, tissue=False)
+    index = build_index(tmp_path / "index", TileGrid(64, 64, min_sharpness=0), slides, workers=2)
+    assert outcomes(index) == {
+        "0.tiff": "used",
+        "1.tiff": "used",
+        "2.tiff": "used",
+        "döppelt.tiff": "duplicate",
+        "cut off.svs": "cannot be opened",
+        "empty.svs": "cannot be opened",
+        "coarse.tiff": "too coarse",
+        "unknown.tiff": "no resolution",
+        "glass.tiff": "used",
+    }
+    assert index.counts()["no tissue"] == 1 and index.counts()["used"] == 3
+    assert {slide.path.name for slide in index.load()} == {"0.tiff", "1.tiff", "2.tiff"}
+    with pytest.raises(
+        UserError, match=r"4 of 9 slides cannot be used, more than the 1.0%.*coarse"
+    ):
+        index.check_losses(0.01)
+    index.check_losses(0.5)
+    page = (tmp_path / "index" / "index.html").read_text(encoding="utf-8")
+    assert page.index("cannot be opened") < page.index("2.tiff")
+    kept = build_index(tmp_path / "index", GRID, slides, keep_duplicates=True)
+    assert outcomes(kept)["döppelt.tiff"] == "used"
+
+
+def test_a_slide_that_kills_its_process_is_left_out(tmp_path, slides, monkeypatch):
+    index_slide = index_lib.index_slide
+
+    def index_or_die(path, grid):
+        if path.name == "1.tiff":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return index_slide(path, grid)
+
+    monkeypatch.setattr(index_lib, "index_slide", index_or_die)
+    index = build_index(tmp_path / "index", GRID, slides, workers=2)
+    assert outcomes(index)["1.tiff"] == "crashes the reader"
+    assert index.counts()["used"] == 3
+
+
+def test_a_folder_that_goes_away_stops_the_index_and_it_goes_on_later(
+    tmp_path, slides, monkeypatch
+):
+    index_slide = index_lib.index_slide
+
+    def index_and_vanish(path, grid):
+        result = index_slide(path, grid)
+        if path.name == "1.tiff":
+            slides.rename(tmp_path / "unmounted")
+        return result
+
+    monkeypatch.setattr(index_lib, "index_slide", index_and_vanish)
+    with pytest.raises(UserError, match=r"went away after \d of 4 slides.*goes on from there"):
+        build_index(tmp_path / "index", GRID, slides, workers=1)
+    (tmp_path / "unmounted").rename(slides)
+    monkeypatch.setattr(index_lib, "index_slide", index_slide)
+    assert build_index(tmp_path / "index", GRID, slides).counts() == {"used": 4}
+
+
+def test_shards_together_are_the_whole(tmp_path, slides):
+    whole = build_index(tmp_path / "whole", GRID, slides)
+    assert build_index(tmp_path / "parts", GRID, slides, shard=(1, 3)) is None
+    assert not (tmp_path / "parts" / "slides.csv").exists()
+    with pytest.raises(UserError, match=r"2 of 4 slides are not indexed.*numbers 2-3 of"):
+        summarize_index(tmp_path / "parts", GRID, slides)
+    for part in (2, 3):
+        build_index(tmp_path / "parts", GRID, slides, shard=(part, 3))
+    merged = summarize_index(tmp_path / "parts", GRID, slides)
+    assert merged.records == whole.records
+    for name in ("slides.csv", "cohort.csv", "index.html"):
+        assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+def test_a_killed_run_leaves_no_half_file_and_the_next_goes_on(tmp_path, slides):
+    program = (
+        "import time\n"
+        "from g2l_plugin.slides import index, tile_table\n"
+        "write = tile_table.pq.write_table\n"
+        "def slow(table, path):\n"
+        "    open(path, 'wb').write(b'half')\n"
+        "    time.sleep(0.3)\n"
+        "    write(table, path)\n"
+        "tile_table.pq.write_table = slow\n"
+        f"index.build_index({str(tmp_path / 'index')!r}, "
+        f"index.TileGrid(64, 64, min_sharpness=0), {str(slides)!r}, workers=1)\n"
     )
-    xy = np.stack([x.ravel(), y.ravel()], axis=1)
-    means = index_lib._area_means(mask, xy, size, (width, height))
-    expected = [mask[b // 8 : b // 8 + tile, a // 8 : a // 8 + tile].mean() for a, b in xy]
-    np.testing.assert_allclose(means, expected)
+    process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
+    tables = tmp_path / "index" / "slides"
+    deadline = time.monotonic() + 60
+    while not (tables.is_dir() and list(tables.glob("*.parquet")) and list(tables.glob(".*"))):
+        assert process.poll() is None and time.monotonic() < deadline
+        time.sleep(0.01)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = stamps(tmp_path / "index")
+    assert list(tables.glob(".*.part"))
+    index = build_index(tmp_path / "index", GRID, slides)
+    assert index.counts() == {"used": 4}
+    assert sorted(p.suffix for p in tables.iterdir()) == [".parquet"] * 4
+    for name, stamp in stamps(tmp_path / "index").items():
+        assert name not in done or stamp == done[name]
 
 
-def test_real_slides_have_tissue(real_slides):
-    paths = sorted(real_slides.glob("*.svs"))
-    for path in paths:
-        index = index_slide(path, TileGrid(overwrite_mpp=0.5))
-        assert len(index.xy) > 30
+def test_a_damaged_table_is_made_anew(tmp_path, slides):
+    index = build_index(tmp_path / "index", GRID, slides)
+    table = next((tmp_path / "index" / "slides").iterdir())
+    table.write_bytes(table.read_bytes()[:100])
+    assert build_index(tmp_path / "index", GRID, slides).records == index.records
+
+
+def test_a_gdc_manifest_tells_what_to_download_and_what_is_cut_off(tmp_path, slides):
+    lines = ["id\tfilename\tmd5\tsize\tstate"]
+    for number in range(3):
+        name = f"TCGA-A1-000{number}-01Z-00-DX1.tiff"
+        size = (slides / f"{number}.tiff").stat().st_size
+        lines.append(f"u{number}\t{name}\tm{number}\t{size + (number == 1)}\treleased")
+        (tmp_path / "gdc" / f"u{number}").mkdir(parents=True)
+        shutil.copy(slides / f"{number}.tiff", tmp_path / "gdc" / f"u{number}" / name)
+    (tmp_path / "manifest.txt").write_text("\n".join(lines))
+    moved = tmp_path / "gdc" / "u2" / "TCGA-A1-0002-01Z-00-DX1.tiff"
+    content = moved.read_bytes()
+    moved.unlink()
+    arguments = (tmp_path / "index", GRID, tmp_path / "gdc", tmp_path / "manifest.txt")
+    with pytest.raises(UserError, match=r"1 of the 3 slides.*gdc-client download -m .*manifest"):
+        build_index(*arguments)
+    wanted = (tmp_path / "index" / "gdc_manifest.txt").read_text().splitlines()
+    assert wanted[1:] == [lines[3]]
+    moved.write_bytes(content)
+    index = build_index(*arguments)
+    assert [record.problem for record in index.records] == ["", "incomplete", ""]
+    assert {slide.centre for slide in read_cohort(tmp_path / "index" / "cohort.csv")} == {"A1"}
+
+
+def test_slides_that_a_list_names_must_be_there(tmp_path, slides):
+    with pytest.raises(UserError, match=r"1 of the 2 slides chosen are not in .*gone\.tiff"):
+        build_index(tmp_path / "index", GRID, slides, ["0.tiff", "gone.tiff"])
+    assert not (tmp_path / "index" / "cohort.csv").exists()
+
+
+def test_no_index_says_how_to_make_one(tmp_path):
+    with pytest.raises(UserError, match=r"no index in .*g2l index SLIDES"):
+        open_index(tmp_path, GRID, tmp_path)
+
+
+def test_the_settings_are_written_down(tmp_path, slides):
+    build_index(tmp_path / "index", GRID, slides, n_slides=3, seed=5)
+    settings = json.loads((tmp_path / "index" / "index.json").read_text())
+    assert settings["cohort"]["seed"] == 5 and settings["cohort"]["n_slides"] == 3
+    assert TileGrid(**settings["grid"]) == GRID

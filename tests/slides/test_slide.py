@@ -1,5 +1,10 @@
+import pickle
+import types
+
 import numpy as np
 import pytest
+import tifffile
+from helpers import damage
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides import slide as slide_lib
@@ -53,9 +58,94 @@ def test_a_tile_beyond_the_edge_is_white(tmp_path, write_slide):
     with slide_lib.open_slide(path) as slide:
         plan = slide_lib.plan_reads(slide, path, 0.5, 0.5, (64, 64))
         tile = slide_lib.read_tile(slide, plan, 240, 0, (64, 64))
-    assert tile.shape == (64, 64, 3)
+    assert tile.shape == (3, 64, 64)
     assert tile.dtype == np.uint8
-    assert (tile[:, 16:] == 255).all()
+    assert (tile[:, :, 16:] == 255).all()
+
+
+def write_waves(path, period, size=512):
+    """Stripes of one period in pixels of level 0, at 0.25 microns per pixel, without a pyramid."""
+    wave = 127.5 + 120 * np.sin(2 * np.pi * np.arange(size) / period)
+    image = np.broadcast_to(wave[None, :, None], (size, size, 3)).astype(np.uint8)
+    tifffile.imwrite(
+        path,
+        image,
+        tile=(128, 128),
+        photometric="rgb",
+        resolution=(40000, 40000),
+        resolutionunit="CENTIMETER",
+    )
+    return path
+
+
+@pytest.mark.parametrize("target_mpp", [0.5, 0.7, 1.0])
+def test_what_is_finer_than_a_tile_can_show_does_not_alias(tmp_path, target_mpp):
+    # 2.6 pixels of level 0 are less than two of the tile from 0.33 microns per pixel on.
+    for period, remains in ((2.6, False), (32, True)):
+        path = write_waves(tmp_path / f"{period}.tiff", period)
+        with slide_lib.open_slide(path) as slide:
+            plan = slide_lib.plan_reads(slide, path, 0.25, target_mpp, (64, 64))
+            tile = slide_lib.read_tile(slide, plan, 64, 64, (64, 64)).astype(float)
+            nearest = slide.read_region((64, 64), 0, plan.read_size).resize((64, 64), 0)
+        contrast = tile[:, :, 4:-4].std()
+        assert np.asarray(nearest).astype(float)[..., 0].std() > 70  # the trap
+        assert contrast > 55 if remains else contrast < 15
+
+
+def test_a_tile_is_what_openslide_reads(tmp_path, write_slide):
+    path = write_slide(tmp_path / "a.tiff")
+    with slide_lib.open_slide(path) as slide:
+        plan = slide_lib.plan_reads(slide, path, 0.5, 0.5, (64, 64))
+        tile = slide_lib.read_tile(slide, plan, 320, 480, (64, 64))
+        region = slide.read_region((320, 480), 0, (64, 64)).convert("RGB")
+    np.testing.assert_array_equal(tile, np.asarray(region).transpose(2, 0, 1))
+
+
+def test_an_overview_is_the_same_in_strips_and_at_once(tmp_path, write_slide, monkeypatch):
+    path = write_slide(tmp_path / "a.tiff", size=1000, levels=1)
+    whole, unreadable = slide_lib.read_overview(path, 0.5, 4.0)
+    assert whole.shape == (125, 125, 3) and not unreadable.any()
+    monkeypatch.setattr(slide_lib, "_STRIP_PIXELS", 1000 * 80)
+    np.testing.assert_array_equal(slide_lib.read_overview(path, 0.5, 4.0)[0], whole)
+    assert slide_lib.read_overview(path, 8.0, 4.0)[0].shape == (1000, 1000, 3)
+
+
+def test_what_is_damaged_of_an_overview_is_told_apart(tmp_path, write_slide):
+    path = write_slide(tmp_path / "a.tiff", size=1024, levels=1)
+    whole, _ = slide_lib.read_overview(path, 0.5, 2.0)
+    damage(path, 0, [27])  # of 8 x 8 compressed tiles of 128 pixels
+    pixels, unreadable = slide_lib.read_overview(path, 0.5, 2.0)
+    assert unreadable[3 * 32 : 4 * 32, 3 * 32 : 4 * 32].all() and unreadable.sum() < 48 * 48
+    assert (pixels[unreadable] == 255).all()
+    assert np.abs(pixels[~unreadable].astype(int) - whole[~unreadable]).max() < 40
+    damage(path, 0, range(64))
+    with pytest.raises(slide_lib.SlideError, match=r"cannot read .*a\.tiff.*damaged"):
+        slide_lib.read_overview(path, 0.5, 2.0)
+
+
+def fake_slide(**properties):
+    return types.SimpleNamespace(properties={f"openslide.{k}": v for k, v in properties.items()})
+
+
+@pytest.mark.parametrize(("power", "mpp"), [("40", 0.5), ("20", 0.25), ("20", 1.0)])
+def test_a_resolution_by_hand_that_contradicts_the_objective_is_refused(power, mpp):
+    slide = fake_slide(**{"objective-power": power})
+    with pytest.raises(slide_lib.SlideError, match=rf"{power}x.*{mpp:g} given by hand") as error:
+        slide_lib.slide_mpp(slide, "a.svs", mpp)
+    assert error.value.problem == "wrong resolution"
+
+
+def test_a_resolution_by_hand_near_that_of_the_objective_is_taken():
+    assert slide_lib.slide_mpp(fake_slide(**{"objective-power": "20"}), "a.svs", 0.46) == 0.46
+    assert slide_lib.slide_mpp(fake_slide(**{"objective-power": "?"}), "a.svs", 0.25) == 0.25
+    with pytest.raises(slide_lib.SlideError, match=r"OVERWRITE_MPP.*0\.25\."):
+        slide_lib.slide_mpp(fake_slide(**{"objective-power": "40"}), "a.svs", None)
+
+
+def test_an_error_keeps_its_problem_between_processes():
+    error = slide_lib.SlideError("damaged", "Slide a.svs is damaged.")
+    copied = pickle.loads(pickle.dumps(error))
+    assert (copied.problem, str(copied)) == ("damaged", "Slide a.svs is damaged.")
 
 
 def test_a_file_that_is_no_slide_gives_a_clear_error(tmp_path):

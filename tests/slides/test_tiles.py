@@ -2,10 +2,11 @@ import pickle
 
 import pytest
 import torch
+from helpers import damage
 from torch.utils.data import DataLoader
 
 from g2l_plugin.errors import UserError
-from g2l_plugin.slides.cohort import select_slides
+from g2l_plugin.slides.loader import TileLoader
 from g2l_plugin.slides.tiles import TileDataset
 
 
@@ -24,6 +25,13 @@ def make_dataset(folder, **options):
     return dataset
 
 
+def places(dataset):
+    return {
+        (int(number), *map(int, xy))
+        for number, xy in zip(dataset.tiles.slide_of_tile, dataset.tiles.xy, strict=True)
+    }
+
+
 def test_tiles_are_uint8_images_of_tissue(cohort):
     dataset = make_dataset(cohort)
     tile = dataset[len(dataset) // 2]
@@ -34,16 +42,12 @@ def test_tiles_are_uint8_images_of_tissue(cohort):
 
 def test_train_and_val_part_the_tiles_and_stay_the_same(cohort):
     everything, train, val = (
-        {(int(s), *map(int, xy)) for s, xy in zip(d._slide_of_tile, d._xy, strict=True)}
-        for d in (
-            make_dataset(cohort, split=split, n_val_tiles=9) for split in (None, "train", "val")
-        )
+        places(make_dataset(cohort, split=split, n_val_tiles=9)) for split in (None, "train", "val")
     )
     assert len(val) == 9
     assert train | val == everything
     assert not train & val
-    again = make_dataset(cohort, split="val", n_val_tiles=9)
-    assert {tuple(map(int, xy)) for xy in again._xy} == {key[1:] for key in val}
+    assert places(make_dataset(cohort, split="val", n_val_tiles=9)) == val
 
 
 def test_worker_processes_read_the_same_tiles(cohort):
@@ -54,34 +58,10 @@ def test_worker_processes_read_the_same_tiles(cohort):
     assert torch.equal(alone, workers)
 
 
-def test_few_handles_serve_many_slides(cohort):
-    few, many = (make_dataset(cohort, max_open_slides=n) for n in (1, 8))
-    order = torch.randperm(len(few)).tolist()[:40]
-    assert all(torch.equal(few[i], many[i]) for i in order)
-    assert len(few._open) == 1
-
-
 def test_an_open_dataset_can_be_pickled(cohort):
     dataset = make_dataset(cohort)
     tile = dataset[3]
     assert torch.equal(pickle.loads(pickle.dumps(dataset))[3], tile)
-
-
-def test_a_choice_of_slides_is_seeded(cohort):
-    root = cohort / "slides"
-    chosen = {tuple(select_slides(root, n_slides=2, seed=seed)) for seed in range(8)}
-    assert len(chosen) > 1
-    assert select_slides(root, n_slides=2, seed=3) == select_slides(root, n_slides=2, seed=3)
-    assert len(select_slides(root, n_slides=99)) == 3
-
-
-def test_a_missing_or_empty_folder_gives_a_clear_error(tmp_path):
-    with pytest.raises(UserError, match="does not exist.*SLIDES_ROOT"):
-        select_slides(tmp_path / "nowhere")
-    with pytest.raises(UserError, match=r"No slides in .*\.svs"):
-        select_slides(tmp_path)
-    with pytest.raises(UserError, match="1 of 1 slides are missing"):
-        select_slides(tmp_path, ["a.svs"])
 
 
 def test_no_tissue_gives_a_clear_error(cohort):
@@ -89,14 +69,36 @@ def test_no_tissue_gives_a_clear_error(cohort):
         make_dataset(cohort, min_tissue=1.1)
 
 
-def test_a_slide_that_is_damaged_in_the_middle_is_named(cohort):
-    dataset = make_dataset(cohort)
-    path = dataset.slide_paths[0]
-    data = bytearray(path.read_bytes())
-    data[2000 : len(data) // 2] = b"\xff" * (len(data) // 2 - 2000)
-    path.write_bytes(bytes(data))
-    with pytest.raises(
-        UserError, match=r"0\.tiff cannot be (read at|opened)|cannot open .*0\.tiff"
-    ):
-        for number in range(len(dataset)):
-            dataset[number]
+def test_an_index_that_is_not_there_is_not_made_by_every_device(cohort):
+    with pytest.raises(UserError, match="no index in"):
+        TileDataset(str(cohort / "slides"), index_dir=str(cohort / "none")).setup()
+
+
+def test_unusable_slides_stop_a_run_unless_they_are_allowed(cohort):
+    (cohort / "slides" / "bad.svs").write_bytes(b"no slide")
+    with pytest.raises(UserError, match=r"1 of 4 slides.*bad\.svs"):
+        make_dataset(cohort)
+    assert make_dataset(cohort, max_lost=0.3).n_slides == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_losses_in_any_worker_are_counted_together(cohort, workers):
+    dataset = make_dataset(cohort, max_lost=0.5)
+    damage(cohort / "slides" / "1.tiff", 0, [6, 7])
+    damage(cohort / "slides" / "2.tiff", 0, [12])
+    options = {"num_workers": workers} if workers else {}
+    for _ in range(2):  # a tile that is lost in every epoch is lost once
+        assert sum(len(b) for b in TileLoader(dataset, 8, drop_last=False, **options)) == len(
+            dataset
+        )
+    lost = dataset.tiles.lost()
+    assert {path.name for path, _, _ in lost} == {"1.tiff", "2.tiff"}
+    assert len(set(lost)) == len(lost) <= 12
+
+
+def test_too_many_losses_in_a_worker_stop_the_run_with_their_message(cohort):
+    dataset = make_dataset(cohort, max_lost=0.001)
+    damage(cohort / "slides" / "1.tiff", 0, range(6, 12))
+    with pytest.raises(UserError, match=r"tiles cannot be read, more than the 0\.1%"):
+        for _ in TileLoader(dataset, 8, num_workers=1):
+            pass

@@ -1,0 +1,199 @@
+"""`g2l`: what has no place in eva's command line."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from g2l_plugin.errors import UserError
+
+if TYPE_CHECKING:
+    from g2l_plugin.slides.index import Index
+
+_EPILOGS = {
+    "index": """\
+examples:
+  g2l index /data/TCGA-BRCA data/index/g2l_breast
+  g2l index /data/TCGA-BRCA data/index/g2l_breast --slides gdc_manifest.txt --n-slides 500
+  SLIDES_ROOT=/data/TCGA-BRCA eva fit --config configs/g2l_breast.yaml     # trains on the first
+
+A run that is stopped goes on where it was. Open INDEX/index.html to look at the slides. On a
+cluster, `--shard $SLURM_ARRAY_TASK_ID/16` in a job array of 1-16, then once `--merge`.
+""",
+    "pack": """\
+example:
+  g2l pack data/index/g2l_breast /fast/breast_tiles
+  PACKED_ROOT=/fast/breast_tiles eva fit --config configs/g2l_breast.yaml
+""",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command of `g2l`; returns its exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command goes on from here.", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("g2l", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_index(commands)
+    _add_pack(commands)
+    return parser
+
+
+def _add_command(
+    commands: argparse._SubParsersAction, name: str, summary: str
+) -> argparse.ArgumentParser:
+    return commands.add_parser(
+        name,
+        help=summary,
+        description=summary,
+        epilog=_EPILOGS[name],
+        formatter_class=_Formatter,
+    )
+
+
+class _Formatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults where there are any, and leaves the examples as they are."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if not action.default else super()._get_help_string(action)
+
+
+def _add_index(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands, "index", "Chooses the slides of a cohort and finds the tiles on their tissue."
+    )
+    add = parser.add_argument
+    add("root", type=Path, help="folder of the slides, searched with its subfolders")
+    add("index", type=Path, metavar="INDEX", help="folder for the index")
+    cohort = parser.add_argument_group("which slides")
+    add = cohort.add_argument
+    add("--slides", metavar="FILE", help="list of the slides: a path a line, CSV, or GDC manifest")
+    add("--n-slides", type=int, default=1000, help="how many to choose; 0 takes all")
+    add("--seed", type=int, default=0, help="seed of the choice")
+    add("--all-of-a-patient", action="store_true", help="take more than one slide of a patient")
+    add("--keep-duplicates", action="store_true", help="take slides of the same content twice")
+    add("--max-lost", type=float, default=0.01, help="share of slides that may be unusable, 0 to 1")
+    tiles = parser.add_argument_group("which tiles")
+    add = tiles.add_argument
+    add("--width", type=int, default=256, help="of a tile, in pixels")
+    add("--height", type=int, default=256, help="of a tile, in pixels")
+    add("--target-mpp", type=float, default=0.5, help="microns per pixel of the tiles")
+    add("--overwrite-mpp", type=float, help="microns per pixel of slides whose metadata has none")
+    add("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile, 0 to 1")
+    add("--min-sharpness", type=float, default=0.1, help="0 takes tiles out of focus too")
+    work = parser.add_argument_group("how")
+    add = work.add_argument
+    add("--workers", type=int, help="processes; one per CPU core if not given")
+    add("--shard", type=_shard, metavar="I/N", help="index only the I-th of N parts, I from 1")
+    add("--merge", action="store_true", help="only check that all parts are there, and sum up")
+    parser.set_defaults(run=_index)
+
+
+def _add_pack(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands, "pack", "Writes the tiles of an index into shards that stream (LitData, JPEG)."
+    )
+    add = parser.add_argument
+    add("index", type=Path, metavar="INDEX", help="folder of the index")
+    add("output", type=Path, metavar="OUTPUT", help="folder for the shards; must not exist")
+    add("--quality", type=int, default=95, help="of the JPEG files, 1 to 100")
+    add("--n-val-tiles", type=int, default=256, help="tiles held out for validation")
+    add("--seed", type=int, default=0, help="seed of that choice (COHORT_SEED of the configs)")
+    add("--max-lost", type=float, default=0.01, help="share of tiles that may be unreadable")
+    add("--workers", type=int, help="processes; one per CPU core if not given")
+    parser.set_defaults(run=_pack)
+
+
+def _shard(text: str) -> tuple[int, int]:
+    part, _, n_parts = text.partition("/")
+    if not (part.isdecimal() and n_parts.isdecimal() and 1 <= int(part) <= int(n_parts)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, as 3/16, got {text!r}")
+    return int(part), int(n_parts)
+
+
+def _index(options: argparse.Namespace) -> None:
+    from g2l_plugin.slides import index as index_lib
+    from g2l_plugin.slides.tiling import TileGrid
+
+    grid = TileGrid(
+        options.width,
+        options.height,
+        options.target_mpp,
+        options.overwrite_mpp,
+        options.min_tissue,
+        options.min_sharpness,
+    )
+    index: Index | None
+    if options.merge:
+        index = index_lib.summarize_index(
+            options.index, grid, options.root, options.keep_duplicates
+        )
+    else:
+        index = index_lib.build_index(
+            options.index,
+            grid,
+            options.root,
+            options.slides,
+            options.n_slides or None,
+            options.seed,
+            not options.all_of_a_patient,
+            options.keep_duplicates,
+            options.max_lost,
+            options.workers,
+            options.shard,
+        )
+    if index is None:
+        part, n_parts = options.shard
+        print(f"Part {part} of {n_parts} is indexed. When all are: g2l index … --merge")
+        return
+    _print_index(index)
+    index.check_losses(options.max_lost)
+
+
+def _print_index(index: Index) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(soft_wrap=True)
+    slides = Table("slides", "", title="What became of the slides")
+    for outcome, count in index.counts().most_common():
+        slides.add_row(outcome, f"{count:,}", style="" if outcome == "used" else "yellow")
+    console.print(slides)
+    tiles = Table("tiles", "", title="What became of the tiles")
+    for name in ("tiles", "little_tissue", "ink", "blurred", "damaged"):
+        total = sum(getattr(record, name) for record in index.records)
+        tiles.add_row("kept" if name == "tiles" else name.replace("_", " "), f"{total:,}")
+    console.print(tiles)
+    for record in [record for record in index.records if record.problem][:10]:
+        console.print(f"{record.problem}: {record.message}", style="yellow", markup=False)
+    print(f"Summary: {index.folder / 'slides.csv'}")
+    print(f"Look at: {index.folder / 'index.html'}")
+
+
+def _pack(options: argparse.Namespace) -> None:
+    from g2l_plugin.slides.pack import pack_tiles
+
+    pack_tiles(
+        options.index,
+        options.output,
+        options.n_val_tiles,
+        options.seed,
+        options.quality,
+        options.max_lost,
+        options.workers,
+    )
+    print(f"Train on them: PACKED_ROOT={options.output} eva fit --config configs/g2l_breast.yaml")

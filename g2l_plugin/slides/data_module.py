@@ -1,0 +1,65 @@
+"""eva's data module, with tiles for training that are read in blocks and mixed."""
+
+from __future__ import annotations
+
+import multiprocessing
+from typing import Any
+
+from eva.core.data.datamodules import DataModule
+from typing_extensions import override
+
+from g2l_plugin.errors import UserError
+from g2l_plugin.slides.loader import TileLoader
+from g2l_plugin.slides.tiles import TileDataset
+
+
+class TileDataModule(DataModule):
+    """eva's `DataModule`, but the tiles for training come from a `TileLoader`."""
+
+    def __init__(
+        self,
+        *args: Any,
+        block_tiles: int = 64,
+        buffer_tiles: int = 4096,
+        seed: int | bool = 42,
+        **kwargs: Any,
+    ) -> None:
+        """Initializes the data module.
+
+        Args:
+            args: Positional arguments of `eva.DataModule`.
+            block_tiles: Neighbouring tiles that a worker reads in one go.
+            buffer_tiles: Tiles that batches are drawn from, 0.2 MB each at 256 px, for each device.
+            seed: Seed of the order: eva's EVA_GLOBAL_SEED, which may be False, here 0.
+            kwargs: Keyword arguments of `eva.DataModule`. Its data loader for training always
+                shuffles.
+        """
+        super().__init__(*args, **kwargs)
+        self.block_tiles = block_tiles
+        self.buffer_tiles = buffer_tiles
+        self.seed = int(seed)
+
+    @override
+    def train_dataloader(self) -> TileLoader:
+        dataset, options = self.datasets.train, self.dataloaders.train
+        if not isinstance(dataset, TileDataset):
+            raise UserError(
+                f"TileDataModule trains on a TileDataset, not on {type(dataset).__name__}. Use "
+                "eva.DataModule for other datasets."
+            )
+        # As eva's own loader takes them, but for what PyTorch refuses without workers.
+        n_cpus = multiprocessing.cpu_count()
+        num_workers = n_cpus if options.num_workers is None else options.num_workers
+        return TileLoader(
+            dataset,
+            options.batch_size or 1,
+            self.block_tiles,
+            self.buffer_tiles,
+            self.seed,
+            options.drop_last,
+            num_workers=num_workers,
+            collate_fn=options.collate_fn,
+            persistent_workers=options.persistent_workers and num_workers > 0,
+            prefetch_factor=options.prefetch_factor if num_workers else None,
+            worker_init_fn=options.worker_init_fn,
+        )

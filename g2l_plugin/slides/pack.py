@@ -1,0 +1,154 @@
+"""Tiles written once into shards that stream, from a disk or an object store.
+
+The shards are LitData's (https://github.com/Lightning-AI/litData): chunks of some thousand JPEG
+files, and an `index.json`. A shard mixes tiles of many slides, and is read in long pieces.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from loguru import logger
+from PIL import Image
+from tqdm import tqdm
+
+from g2l_plugin.errors import UserError, message_in
+from g2l_plugin.files import new_folder, write_text
+from g2l_plugin.slides.index import read_settings
+from g2l_plugin.slides.mixing import shuffled_blocks
+from g2l_plugin.slides.packed import PackedTiles, import_litdata
+from g2l_plugin.slides.slide_tiles import SlideTiles
+from g2l_plugin.slides.tiles import TileDataset
+
+SHARD_TILES = 2048
+"""Tiles of a shard, about 80 MB."""
+
+_BLOCK_TILES = 16
+"""Neighbours that come into the same shard: few, for many slides in a shard."""
+
+
+def pack_tiles(
+    index_dir: str | Path,
+    output: str | Path,
+    n_val_tiles: int = 256,
+    seed: int = 0,
+    quality: int = 95,
+    max_lost: float = 0.01,
+    workers: int | None = None,
+) -> None:
+    """Writes the tiles of an index into shards, training and validation apart.
+
+    Args:
+        index_dir: The index.
+        output: Folder for the shards; it must not exist.
+        n_val_tiles: Tiles held out for validation, as `TileDataset` has it.
+        seed: Seed of the choice of validation tiles, and of the order.
+        quality: JPEG quality, 1 to 100, without chroma subsampling.
+        max_lost: Largest share of tiles that may turn out to be unreadable, 0 to 1.
+        workers: Processes; None takes one per CPU core.
+
+    Raises:
+        UserError: There is no index, the output exists, or too much is lost.
+    """
+    litdata = import_litdata()
+    output = Path(output).expanduser()
+    if output.exists():
+        raise UserError(f"{output} exists. Remove it, or pack into another folder.")
+    settings = read_settings(index_dir)
+    written: dict[str, Any] = {"index": settings, "quality": quality, "seed": seed}
+    with new_folder(output) as partial:
+        for split in ("train", "val"):
+            dataset = TileDataset(
+                settings["cohort"]["root"],
+                **settings["grid"],
+                keep_duplicates=settings["keep_duplicates"],
+                split=split,
+                n_val_tiles=n_val_tiles,
+                seed=seed,
+                index_dir=str(index_dir),
+                max_lost=max_lost,
+            )
+            dataset.setup()
+            shards = _mixed_shards(dataset.tiles.group_sizes, seed)
+            encode = _EncodeShard(dataset, quality, len(shards))
+            try:
+                with _progress(encode.done, len(dataset), f"Packing {split} tiles"):
+                    litdata.optimize(
+                        encode,
+                        list(enumerate(shards)),
+                        str(partial / split),
+                        chunk_size=SHARD_TILES,
+                        num_workers=min(workers or os.cpu_count() or 1, len(shards)),
+                        start_method="fork" if hasattr(os, "fork") else "spawn",
+                        verbose=False,
+                    )
+            except RuntimeError as error:  # what LitData makes of an error in its processes
+                if message := message_in(str(error)):
+                    raise UserError(message) from error
+                raise
+            n_written = len(PackedTiles(str(partial), split))
+            if n_written != len(dataset):
+                raise UserError(
+                    f"Packed {n_written:,} of {len(dataset):,} tiles: is the disk full?"
+                )
+            written[f"{split}_tiles"] = n_written
+            assert isinstance(dataset.tiles, SlideTiles)
+            if lost := len(dataset.tiles.lost()):
+                logger.warning(f"{lost} {split} tiles cannot be read; others stand in for them.")
+        write_text(partial / "pack.json", json.dumps(written, indent=1) + "\n")
+
+
+def _mixed_shards(group_sizes: np.ndarray, seed: int) -> list[np.ndarray]:
+    """Divides tiles among shards, each of blocks of neighbours from many slides."""
+    blocks = shuffled_blocks(group_sizes, _BLOCK_TILES, np.random.default_rng(seed))
+    order = np.concatenate(blocks) if blocks else np.empty(0, np.int64)
+    return np.split(order, range(SHARD_TILES, len(order), SHARD_TILES))
+
+
+@contextlib.contextmanager
+def _progress(done: torch.Tensor, total: int, description: str) -> Iterator[None]:
+    """Shows what the processes have counted in shared memory."""
+    finished = threading.Event()
+    with tqdm(desc=description, total=total, unit="tile", dynamic_ncols=True) as progress:
+
+        def watch() -> None:
+            while not finished.wait(0.5):
+                progress.update(int(done.sum()) - progress.n)
+
+        thread = threading.Thread(target=watch, daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            finished.set()
+            thread.join()
+            progress.update(int(done.sum()) - progress.n)
+
+
+class _EncodeShard:
+    """Encodes the tiles of a shard, in a process of LitData's, and counts them in `done`."""
+
+    def __init__(self, dataset: TileDataset, quality: int, n_shards: int) -> None:
+        self.done = torch.zeros(n_shards, dtype=torch.int64).share_memory_()
+        self._dataset = dataset
+        self._quality = quality
+
+    def __call__(self, shard: tuple[int, np.ndarray]) -> Iterator[bytes]:
+        number, tiles = shard
+        # Neighbours are read together, and their order in a shard says nothing.
+        for index in np.sort(tiles).tolist():
+            tile = self._dataset[index].numpy().transpose(1, 2, 0)
+            buffer = io.BytesIO()
+            # Without subsampling: stains are told by colour.
+            Image.fromarray(tile).save(buffer, "JPEG", quality=self._quality, subsampling=0)
+            self.done[number] += 1
+            yield buffer.getvalue()

@@ -1,0 +1,82 @@
+"""What of a slide is tissue worth a tile: not glass, not ink, not out of focus."""
+
+from __future__ import annotations
+
+import numpy as np
+from PIL import Image
+from scipy import ndimage
+from skimage import color, filters, morphology
+
+OVERVIEW_MPP = 8.0
+"""Microns per pixel of the overview that the masks are made from: a cell is about one pixel."""
+
+FOCUS_MPP = 1.0
+"""Microns per pixel at which sharpness is measured: chromatin is still told from blur."""
+
+_MIN_SATURATION = 0.06
+"""Below this HSV saturation a pixel is glass, whatever Otsu says of an all-tissue slide."""
+
+_MAX_SATURATION = 0.12
+"""Above it a pixel is tissue, whatever Otsu says of a slide with strong ink."""
+
+
+def tissue_mask(overview: np.ndarray) -> np.ndarray:
+    """Finds tissue by colour saturation (Otsu's threshold, specks removed).
+
+    Args:
+        overview: uint8 RGB (height, width, 3) at about 8 microns per pixel.
+
+    Returns:
+        Boolean mask (height, width).
+    """
+    saturation = filters.gaussian(color.rgb2hsv(overview)[..., 1], 1)
+    if np.ptp(saturation) < 1e-3:  # one colour: Otsu has nothing to part
+        threshold = _MIN_SATURATION
+    else:
+        threshold = np.clip(filters.threshold_otsu(saturation), _MIN_SATURATION, _MAX_SATURATION)
+    return morphology.opening(saturation > threshold, morphology.disk(1))
+
+
+def ink_mask(overview: np.ndarray) -> np.ndarray:
+    """Finds marks of a felt pen by colours that haematoxylin and eosin do not give.
+
+    Green and blue ink are told by hue, red by its purity, black by being dark without colour. Ink
+    in the purple of the stain itself passes.
+
+    Args:
+        overview: uint8 RGB (height, width, 3) at about 8 microns per pixel.
+
+    Returns:
+        Boolean mask (height, width), grown by two pixels: strokes have soft rims.
+    """
+    hue, saturation, value = np.moveaxis(color.rgb2hsv(overview), -1, 0)
+    green_to_blue = (hue > 0.22) & (hue < 0.63) & (saturation > 0.25)
+    blue = (hue >= 0.63) & (hue < 0.68) & (saturation > 0.65)  # haematoxylin is paler or redder
+    red = ((hue < 0.03) | (hue > 0.97)) & (saturation > 0.75)
+    black = (value < 0.25) & (saturation < 0.5)
+    ink = morphology.opening(green_to_blue | blue | red | black, morphology.disk(1))
+    return ndimage.binary_dilation(ink, morphology.disk(2))
+
+
+def sharpness(pixels: np.ndarray, mpp: float) -> float:
+    """Measures focus as fine detail over coarse detail, which neither stain nor contrast changes.
+
+    The variance of grey between 1 and about 2 microns over that between about 2 and 8 microns
+    (differences of Gaussians). Tissue in focus gives 0.15 to 0.9, a blur of 1.5 microns 0.1 and
+    less; `benchmarks/sharpness.py` measures both.
+
+    Args:
+        pixels: uint8 RGB (3, height, width).
+        mpp: Its microns per pixel.
+
+    Returns:
+        The ratio, 0 where there is no detail at all.
+    """
+    grey = pixels.astype(np.float32).mean(axis=0)
+    size = tuple(max(round(length * mpp / FOCUS_MPP), 1) for length in grey.shape)
+    if size != grey.shape:
+        image = Image.fromarray(grey).resize(size[::-1], Image.Resampling.BOX)
+        grey = np.asarray(image)
+    fine = ndimage.gaussian_filter(grey, 1)
+    coarse = ndimage.gaussian_filter(grey, 4)
+    return float((grey - fine).var() / max((fine - coarse).var(), 1e-3))

@@ -1,0 +1,115 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from g2l_plugin.slides.loader import TileLoader
+from g2l_plugin.slides.slide_tiles import SlideTiles
+from g2l_plugin.slides.tiles import TileDataset
+
+
+class NumberedTiles(TileDataset):
+    """Tiles that say which they are: a tile's pixels hold its number."""
+
+    def __init__(self, group_sizes):
+        super().__init__("")
+        self.tiles = SlideTiles([], (1, 1))
+        self.tiles.slide_of_tile = np.repeat(np.arange(len(group_sizes)), group_sizes)
+        self.tiles.paths = list(range(len(group_sizes)))
+        self.tiles.xy = np.zeros((sum(group_sizes), 2), np.int32)
+
+    def __getitem__(self, index):
+        return torch.tensor([[[index % 256]], [[index // 256]], [[0]]], dtype=torch.uint8)
+
+
+def numbers(batch):
+    return (batch[:, 0, 0, 0].int() + 256 * batch[:, 1, 0, 0].int()).tolist()
+
+
+def make_loader(sizes=(300, 5, 0, 120, 200, 77), **options):
+    options = {"batch_size": 16, "block_tiles": 8, "buffer_tiles": 100} | options
+    return TileLoader(NumberedTiles(list(sizes)), **options)
+
+
+def epoch(loader, number=0):
+    loader.set_epoch(number)
+    return [numbers(batch) for batch in loader]
+
+
+def test_an_epoch_has_every_tile_once():
+    batches = epoch(make_loader(drop_last=False))
+    assert sorted(itertools.chain(*batches)) == list(range(702))
+    assert [len(batch) for batch in batches] == [16] * 43 + [14]
+    loader = make_loader()
+    batches = epoch(loader)
+    assert len(batches) == len(loader) == 43
+    assert len(set(itertools.chain(*batches))) == 43 * 16
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_the_order_does_not_depend_on_the_workers(workers):
+    alone = make_loader()
+    others = make_loader(num_workers=workers, persistent_workers=True, prefetch_factor=2)
+    for number in range(2):
+        assert epoch(others, number) == epoch(alone, number)
+
+
+def test_the_order_depends_on_seed_and_epoch():
+    orders = {
+        tuple(itertools.chain(*epoch(make_loader(seed=seed), number)))
+        for seed in range(3)
+        for number in range(3)
+    }
+    assert len(orders) == 9
+    assert epoch(make_loader(seed=1), 2) == epoch(make_loader(seed=1), 2)
+
+
+def test_few_tiles_are_a_buffer_of_their_own():
+    assert sorted(itertools.chain(*epoch(make_loader((7, 3), drop_last=False)))) == list(range(10))
+    assert epoch(make_loader((7,))) == []
+
+
+@pytest.mark.parametrize("batches", [0, 1, 20, 42])
+def test_an_epoch_goes_on_where_it_was_left(batches):
+    loader = make_loader(num_workers=1, prefetch_factor=2)
+    loader.set_epoch(3)
+    iterator = iter(loader)
+    seen = [numbers(next(iterator)) for _ in range(batches)]
+    state = loader.state_dict() if batches else {"epoch": 3, "batches": 0}
+    assert state == {"epoch": 3, "batches": batches}
+    resumed = make_loader()
+    resumed.load_state_dict(state)
+    whole = epoch(make_loader(), 3)
+    assert seen + epoch(resumed, 3) == whole
+    assert epoch(resumed, 4) == epoch(make_loader(), 4)
+
+
+def test_at_the_end_of_an_epoch_the_next_begins():
+    loader = make_loader()
+    epoch(loader, 3)
+    resumed = make_loader()
+    resumed.load_state_dict(loader.state_dict())
+    assert epoch(resumed, 3) == epoch(make_loader(), 4)  # Lightning begins the old one again
+    assert epoch(resumed, 5) == epoch(make_loader(), 5)
+
+
+@pytest.mark.parametrize("n_devices", [2, 3])
+def test_devices_share_an_epoch(monkeypatch, n_devices):
+    seen = []
+    for rank in range(n_devices):
+        monkeypatch.setattr("g2l_plugin.slides.loader._devices", lambda r=rank: (r, n_devices))
+        loader = make_loader()
+        batches = epoch(loader)
+        assert len(batches) == len(loader) == 702 // n_devices // 16
+        seen += itertools.chain(*batches)
+    assert len(set(seen)) == len(seen)
+
+
+def test_batches_are_copies_that_later_reads_leave_alone():
+    iterator = iter(make_loader())
+    first = next(iterator)
+    before = first.clone()
+    for _ in itertools.islice(iterator, 10):
+        pass
+    assert torch.equal(first, before)

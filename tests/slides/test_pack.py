@@ -1,0 +1,123 @@
+import itertools
+import json
+
+import numpy as np
+import pytest
+import torch
+from helpers import damage
+
+from g2l_plugin.errors import UserError
+from g2l_plugin.slides import pack
+from g2l_plugin.slides.index import build_index
+from g2l_plugin.slides.loader import TileLoader
+from g2l_plugin.slides.pack import pack_tiles
+from g2l_plugin.slides.packed import PackedTiles
+from g2l_plugin.slides.tiles import TileDataset
+from g2l_plugin.slides.tiling import TileGrid
+
+GRID = TileGrid(64, 64, min_sharpness=0)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("pack")
+
+
+@pytest.fixture
+def index(tmp_path, write_slide):
+    for number in range(3):
+        write_slide(tmp_path / "slides" / f"{number}.tiff", 448 + 64 * number)
+    build_index(tmp_path / "index", GRID, tmp_path / "slides")
+    return tmp_path / "index"
+
+
+def from_slides(index, split):
+    dataset = TileDataset(
+        str(index.parent / "slides"),
+        width=64,
+        height=64,
+        min_sharpness=0,
+        split=split,
+        n_val_tiles=9,
+        index_dir=str(index),
+    )
+    dataset.setup()
+    return dataset
+
+
+def packed(root, split):
+    dataset = TileDataset("nowhere", split=split, packed_root=str(root), index_dir="nowhere")
+    dataset.prepare_data()
+    dataset.setup()
+    return dataset
+
+
+def test_packed_tiles_are_the_tiles_of_the_slides(index, tmp_path, monkeypatch):
+    monkeypatch.setattr(pack, "SHARD_TILES", 32)
+    pack_tiles(index, tmp_path / "packed", n_val_tiles=9, workers=2)
+    settings = json.loads((tmp_path / "packed" / "pack.json").read_text())
+    for split in ("train", "val"):
+        slides, shards = from_slides(index, split), packed(tmp_path / "packed", split)
+        assert len(shards) == len(slides) == settings[f"{split}_tiles"]
+        assert shards.n_slides is None
+        originals = torch.stack([slides[i] for i in range(len(slides))]).float()
+        copies = torch.stack([shards[i] for i in range(len(shards))]).float()
+        assert copies.shape[1:] == (3, 64, 64)
+        # Each copy is nearest to one original, and each original to one copy.
+        distances = torch.cdist(copies.flatten(1), originals.flatten(1)) / (3 * 64 * 64) ** 0.5
+        assert sorted(distances.argmin(1).tolist()) == list(range(len(slides)))
+        assert distances.min(1).values.max() < 5  # JPEG at quality 95 against noise of 20
+
+
+def test_a_loader_reads_every_packed_tile_once_with_workers_as_without(
+    index, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(pack, "SHARD_TILES", 32)
+    pack_tiles(index, tmp_path / "packed", n_val_tiles=9, workers=1)
+    dataset = packed(tmp_path / "packed", "train")
+    assert dataset.tiles.group_sizes.sum() == len(dataset)
+    assert len(dataset.tiles.group_sizes) == -(-len(dataset) // 32)
+    options = {"batch_size": 8, "block_tiles": 8, "drop_last": False}
+    alone = [batch for batch in TileLoader(dataset, **options)]
+    workers = [batch for batch in TileLoader(dataset, num_workers=2, **options)]
+    assert sum(map(len, alone)) == len(dataset)
+    assert all(torch.equal(a, b) for a, b in itertools.zip_longest(alone, workers))
+
+
+def test_a_shard_mixes_slides():
+    shards = pack._mixed_shards(np.full(400, 100), seed=0)
+    assert [len(shard) for shard in shards] == [2048] * 19 + [400 * 100 - 19 * 2048]
+    assert sorted(np.concatenate(shards).tolist()) == list(range(40000))
+    assert np.mean([len(np.unique(shard // 100)) for shard in shards[:-1]]) > 100
+
+
+def test_a_folder_that_exists_is_not_touched(index, tmp_path):
+    (tmp_path / "packed").mkdir()
+    with pytest.raises(UserError, match="exists"):
+        pack_tiles(index, tmp_path / "packed")
+    with pytest.raises(UserError, match="no index in"):
+        pack_tiles(tmp_path / "none", tmp_path / "other")
+
+
+def test_damage_is_replaced_up_to_a_limit_and_beyond_it_nothing_is_written(index, tmp_path):
+    damage(tmp_path / "slides" / "1.tiff", 0, [6])
+    with pytest.raises(UserError, match=r"tiles cannot be read, more than the 0\.1%"):
+        pack_tiles(index, tmp_path / "packed", max_lost=0.001, workers=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"slides", "index"}
+    pack_tiles(index, tmp_path / "packed", n_val_tiles=9, max_lost=0.5, workers=1)
+    assert len(packed(tmp_path / "packed", "train")) == len(from_slides(index, "train"))
+
+
+def test_what_is_no_pack_is_refused(tmp_path):
+    with pytest.raises(UserError, match=r"no packed tiles in .*g2l pack INDEX"):
+        PackedTiles(str(tmp_path), "train")
+    with pytest.raises(UserError, match="set `split`"):
+        TileDataset("", packed_root=str(tmp_path)).configure()
+
+
+def test_a_pack_that_would_be_unpickled_is_refused(index, tmp_path):
+    pack_tiles(index, tmp_path / "packed", workers=1)
+    description = tmp_path / "packed" / "train" / "index.json"
+    description.write_text(description.read_text().replace('"bytes"', '"pickle"', 1))
+    with pytest.raises(UserError, match=r"holds \['pickle'\]"):
+        PackedTiles(str(tmp_path / "packed"), "train")
