@@ -113,7 +113,12 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     add("--quality", type=int, default=95, help="of the JPEG files, 1 to 100")
     add("--n-val-tiles", type=int, default=256, help="tiles held out for validation")
     add("--seed", type=int, default=0, help="seed of that choice (COHORT_SEED of the configs)")
-    add("--max-lost", type=float, default=0.01, help="share of tiles that may be unreadable")
+    add(
+        "--max-lost",
+        type=float,
+        default=0.01,
+        help="share of slides, or tiles, that may be unusable",
+    )
     add("--workers", type=int, help="processes; one per CPU core if not given")
     parser.set_defaults(run=_pack)
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import tempfile
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,8 +23,8 @@ def new_file(path: Path) -> Iterator[Path]:
 
     When the block fails, what stood at `path` stands there still, and nothing is left behind.
     """
-    # Named for the process: two may write the same file.
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # Its own name: processes of several machines may write the same file.
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield partial
         partial.replace(path)

@@ -14,6 +14,7 @@ from timm.models import save_for_hf
 
 ROOT = Path(__file__).parents[1]
 EVA = Path(sys.executable).with_name("eva")
+G2L = Path(sys.executable).with_name("g2l")
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
 """Arguments that make timm's vit_tiny_patch16_224 tiny indeed."""
@@ -58,6 +59,12 @@ def run_eva(command, config, cwd, **environment):
         text=True,
         timeout=600,
     )
+
+
+def run_g2l(*arguments):
+    """Runs our console script; returns the finished process."""
+    words = [str(argument) for argument in arguments]
+    return subprocess.run([G2L, *words], capture_output=True, text=True, timeout=600)
 
 
 def printed_command(stdout: str) -> tuple[dict[str, str], str]:

@@ -1,6 +1,6 @@
 import pytest
 
-from g2l_plugin.files import new_folder, write_text
+from g2l_plugin.files import new_file, new_folder, write_text
 
 
 def test_a_folder_appears_whole_and_replaces_the_old_one(tmp_path):
@@ -29,3 +29,18 @@ def test_text_is_written_in_full(tmp_path):
     write_text(tmp_path / "new" / "a.txt", "héllo")
     assert (tmp_path / "new" / "a.txt").read_text(encoding="utf-8") == "héllo"
     assert len(list((tmp_path / "new").iterdir())) == 1
+
+
+def test_a_file_is_replaced_when_it_is_whole_and_only_then(tmp_path):
+    target = tmp_path / "a.txt"
+    target.write_text("old")
+    with pytest.raises(ZeroDivisionError), new_file(target) as partial:
+        partial.write_text("ha")
+        raise ZeroDivisionError
+    assert target.read_text() == "old"
+    with new_file(target) as partial, new_file(target) as other:
+        partial.write_text("new")
+        other.write_text("other")
+        assert target.read_text() == "old"
+    assert target.read_text() == "new"
+    assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]

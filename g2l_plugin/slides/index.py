@@ -215,7 +215,9 @@ def open_index(
     folder, root = Path(index_dir).expanduser(), Path(root).expanduser()
     read_settings(folder)
     cohort = read_cohort(folder / "cohort.csv")
-    records, waiting, seen = [], [], set()
+    records: list[SlideRecord] = []
+    waiting: list[int] = []
+    first_with: dict[str, str] = {}
     for number, slide in enumerate(cohort):
         record = _current_record(folder, root, slide, grid)
         if record is None and not (root / slide.slide).is_file():
@@ -224,11 +226,10 @@ def open_index(
         if record is None:
             waiting.append(number)
             continue
-        if not keep_duplicates and not record.problem and record.quickhash in seen:
-            message = f"Slide {root / slide.slide} has the content of another of the cohort."
+        first = first_with.setdefault(record.quickhash, slide.slide) if record.quickhash else ""
+        if not keep_duplicates and not record.problem and first not in ("", slide.slide):
+            message = f"Slide {root / slide.slide} has the same content as {first}."
             record = dataclasses.replace(record, problem="duplicate", message=message, tiles=0)
-        if record.quickhash:
-            seen.add(record.quickhash)
         records.append(record)
     if waiting:
         names = ", ".join(cohort[number].slide for number in waiting[:3])

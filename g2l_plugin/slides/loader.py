@@ -59,9 +59,9 @@ class TileLoader:
             batch_sampler=self._reads,  # type: ignore[arg-type]
             **worker_options,
         )
-        self._epoch = 0
         self._place = {"epoch": 0, "batches": 0}
-        self._start = self._place
+        self._next = self._place
+        self._resumed = False
 
     @property
     def sampler(self) -> TileLoader:
@@ -69,18 +69,19 @@ class TileLoader:
         return self
 
     def set_epoch(self, epoch: int) -> None:
-        """Sets the epoch whose order comes next."""
-        self._epoch = epoch
+        """Sets the epoch that begins next, unless a state was loaded: epochs then follow it."""
+        # Lightning counts an epoch that a run ended in as finished; the place does not.
+        if not self._resumed:
+            self._next = {"epoch": epoch, "batches": 0}
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, and how many of its batches were yielded on each device."""
         return dict(self._place)
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Has that epoch begin after those batches; none before it is begun again."""
-        self._start = dict(state)
-        if state["batches"] >= len(self):
-            self._start = {"epoch": state["epoch"] + 1, "batches": 0}
+        """Has the next epoch be that one, after those batches."""
+        self._place = self._next = dict(state)
+        self._resumed = True
 
     def __len__(self) -> int:
         """Batches of an epoch on each device."""
@@ -89,9 +90,10 @@ class TileLoader:
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         """Yields batches, uint8 (B, 3, height, width), pinned where there is a GPU."""
-        # Lightning begins the epoch before when it resumes at an epoch's end.
-        epoch = max(self._epoch, self._start["epoch"])
-        skip = self._start["batches"] if epoch == self._start["epoch"] else 0
+        epoch, skip = self._next["epoch"], self._next["batches"]
+        if skip and skip >= len(self):
+            epoch, skip = epoch + 1, 0
+        self._next = {"epoch": epoch + 1, "batches": 0}
         mixing = self._mixing(epoch)
         for _ in range(skip):
             for _slots in mixing.fill():

@@ -1,3 +1,4 @@
+import csv
 import gc
 import json
 
@@ -5,7 +6,7 @@ import pytest
 import timm
 import torch
 from eva.core import DataLoader, DataloadersSchema, DataModule, DatasetsSchema, Interface
-from helpers import TINY, WIDER, save_tiny_model
+from helpers import TINY, WIDER, damage, save_tiny_model
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,6 +20,8 @@ from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.errors import UserError
 from g2l_plugin.evaluation.report import DistillationReport
+from g2l_plugin.slides.data_module import TileDataModule
+from g2l_plugin.slides.tiles import TileDataset
 from g2l_plugin.slides.views import AugmentedView
 
 
@@ -79,11 +82,30 @@ def make_run(tmp_path):
         loader = DataLoader(
             batch_size=12, num_workers=0, prefetch_factor=None, persistent_workers=False
         )
-        data = DataModule(
-            datasets=DatasetsSchema(train=tiles or Tiles(), val=Tiles(10)),
+        data = (TileDataModule if isinstance(tiles, TileDataset) else DataModule)(
+            datasets=DatasetsSchema(train=Tiles() if tiles is None else tiles, val=Tiles(10)),
             dataloaders=DataloadersSchema(train=loader, val=loader),
         )
         return trainer, module, data
+
+    return make
+
+
+@pytest.fixture
+def slide_tiles(tmp_path, write_slide):
+    """Makes 32 px tiles of two slides, of which one may be damaged after it was indexed."""
+    for number in range(2):
+        write_slide(tmp_path / "slides" / f"{number}.tiff", 256 + 32 * number)
+
+    def make(**options):
+        return TileDataset(
+            str(tmp_path / "slides"),
+            width=32,
+            height=32,
+            min_sharpness=0,
+            index_dir=str(tmp_path / "index"),
+            **options,
+        )
 
     return make
 
@@ -159,6 +181,48 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_run, tmp_path):
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(second.state_dict()[key], value, msg=key)
     assert not torch.equal(first.student.model.cls_token, second.student.model.cls_token)
+
+
+def test_a_run_resumed_within_an_epoch_sees_the_tiles_that_it_has_not_seen(
+    make_run, slide_tiles, monkeypatch
+):
+    seen = []
+    step = DistillationModule.training_step
+
+    def spy(self, batch, *args, **kwargs):
+        seen.append(batch.clone())
+        return step(self, batch, *args, **kwargs)
+
+    monkeypatch.setattr(DistillationModule, "training_step", spy)
+    trainer, whole, data = make_run(max_steps=9, tiles=slide_tiles())
+    trainer.fit(whole, datamodule=data)
+    batches_in_epoch = trainer.num_training_batches
+    assert 4 < batches_in_epoch < 9  # stops within the first epoch and ends in the second
+    uninterrupted = list(seen)
+    seen.clear()
+    trainer, first, data = make_run(max_steps=4, tiles=slide_tiles())
+    trainer.fit(first, datamodule=data)
+    checkpoint = f"{trainer.log_dir}/checkpoints/last.ckpt"
+    trainer, second, data = make_run(max_steps=9, resume_from=checkpoint, tiles=slide_tiles())
+    trainer.fit(second, datamodule=data)
+    assert len(seen) == len(uninterrupted) == 9
+    assert all(torch.equal(a, b) for a, b in zip(seen, uninterrupted, strict=True))
+    for key, value in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[key], value), key
+
+
+def test_tiles_that_could_not_be_read_are_listed_with_the_run(make_run, slide_tiles, tmp_path):
+    tiles = slide_tiles(max_lost=0.5)
+    tiles.prepare_data()
+    damage(tmp_path / "slides" / "1.tiff", 0, [0])
+    trainer, module, data = make_run(tiles=tiles)
+    trainer.fit(module, datamodule=data)
+    assert (trainer.student_folder / "model.safetensors").is_file()
+    lost = list(csv.DictReader((run_folder(tmp_path) / "lost_tiles.csv").open()))
+    assert lost
+    for row in lost:
+        assert row["slide"] == str(tmp_path / "slides" / "1.tiff")
+        assert int(row["x"]) < 128 and int(row["y"]) < 128
 
 
 def test_a_checkpoint_that_is_not_there_is_told(make_run):

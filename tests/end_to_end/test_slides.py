@@ -1,0 +1,94 @@
+"""From a folder of slides with faults to a trained student, by the commands that a user types."""
+
+import csv
+import re
+import shutil
+
+import pytest
+from helpers import ROOT, damage, run_eva, run_g2l, save_tiny_model
+
+from g2l_plugin.demo.cohort import make_cohort
+
+GRID = ["--width", "64", "--height", "64"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("slides")
+
+
+@pytest.fixture(scope="module")
+def slides(folder):
+    """Generated slides, of which one does not open, and two have the same content."""
+    make_cohort(folder / "cohort", n_slides=4, size=1024)
+    slides = folder / "cohort" / "slides"
+    shutil.copy(slides / "east-001.tiff", slides / "copy of east-001.tiff")
+    (slides / "cut é.svs").write_bytes((slides / "west-003.tiff").read_bytes()[:1000])
+    return slides
+
+
+@pytest.fixture(scope="module")
+def index(folder, slides):
+    result = run_g2l("index", slides, folder / "index", "--max-lost", "0.2", *GRID)
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"has the same content as copy of east-001\.tiff", result.stdout)
+    assert re.search(r"cannot be opened: .*cut é\.svs", result.stdout)
+    return folder / "index"
+
+
+@pytest.fixture(scope="module")
+def run(folder, slides, index):
+    teacher = save_tiny_model(folder / "teacher", embed_dim=48, depth=2)
+
+    def run(output, **environment):
+        return run_eva(
+            "fit",
+            ROOT / "configs" / "g2l_breast.yaml",
+            folder,
+            TEACHER=f"local-dir:{teacher}",
+            STUDENT="timm:vit_tiny_patch16_224",
+            STUDENT_PRETRAINED="false",
+            STUDENT_KWARGS="{img_size: 32, patch_size: 8, embed_dim: 32, depth: 1, num_heads: 2}",
+            VIEW_SIZE=32,
+            TILE_SIZE=64,
+            INDEX_ROOT=index,
+            OUTPUT_ROOT=folder / output,
+            MAX_STEPS=32,
+            BATCH_SIZE=16,
+            VAL_CHECK_INTERVAL=32,
+            N_DATA_WORKERS=2,
+            PRECISION="32-true",
+            **{"MAX_LOST": 0.2, "SLIDES_ROOT": slides} | environment,
+        )
+
+    return run
+
+
+def test_a_run_on_packed_tiles_needs_no_slides(folder, slides, index, run):
+    result = run_g2l("pack", index, folder / "packed", "--max-lost", "0.2")
+    assert result.returncode == 0, result.stderr
+    result = run("packed_logs", PACKED_ROOT=folder / "packed", SLIDES_ROOT=folder / "none")
+    assert result.returncode == 0, result.stderr
+    assert re.search(r"train: [\d,]+ tiles of 1 shards", result.stderr)
+    assert len(list((folder / "packed_logs").rglob("student/model.safetensors"))) == 1
+
+
+def test_damage_after_indexing_is_reported_and_too_much_of_it_ends_the_run(folder, index, run):
+    slide = folder / "cohort" / "slides" / "north-000.tiff"
+    damage(slide, 0, [5, 6])
+    result = run("logs")
+    assert result.returncode == 0, result.stderr
+    assert "Indexing slides" not in result.stderr  # what `g2l index` made is used
+    assert re.search(r"train: [\d,]+ tiles of 4 slides", result.stderr)
+    assert "Other tiles stand in" in result.stderr
+    (report,) = (folder / "logs").rglob("lost_tiles.csv")
+    assert {row["slide"] for row in csv.DictReader(report.open())} == {str(slide)}
+
+    for name in ("north-000", "south-002"):
+        damage(folder / "cohort" / "slides" / f"{name}.tiff", 0, range(16))
+    result = run("stopped", MAX_LOST=0.17)  # enough for the slide that does not open
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    (message,) = (line for line in result.stderr.splitlines() if line.startswith("error: "))
+    assert re.search(r"[\d,]+ of [\d,]+ tiles cannot be read, more than the 17\.0%", message)
+    assert not list((folder / "stopped").rglob("student"))

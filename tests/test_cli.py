@@ -1,0 +1,92 @@
+import re
+
+import pytest
+from helpers import damage, run_g2l
+
+from g2l_plugin import cli
+
+SMALL = ["--width", "64", "--height", "64", "--min-sharpness", "0", "--workers", "1"]
+
+
+@pytest.fixture
+def slides(tmp_path, write_slide):
+    for number in range(3):
+        write_slide(tmp_path / "slides" / f"{number}.tiff", 384 + 64 * number)
+    return tmp_path / "slides"
+
+
+def test_help_alone_teaches_how_to_use_it(capsys):
+    for words, expected in (
+        (["--help"], ["index", "pack"]),
+        (["index", "--help"], ["g2l index /data/TCGA-BRCA", "SLIDES_ROOT=", "(default: 1000)"]),
+        (["pack", "--help"], ["g2l pack data/index", "PACKED_ROOT="]),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(words)
+        assert stop.value.code == 0
+        text = capsys.readouterr().out
+        assert all(part in text for part in expected)
+
+
+def test_index_says_what_became_of_slides_and_tiles(slides, tmp_path, capsys):
+    (slides / "bad slide é.svs").write_bytes(b"no slide")
+    arguments = ["index", str(slides), str(tmp_path / "index"), *SMALL]
+    assert cli.main([*arguments, "--max-lost", "0.5"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"used\s+│\s+3 ", out) and re.search(r"kept\s+│\s+\d+ ", out)
+    assert "bad slide é.svs" in out
+    assert f"Look at: {tmp_path / 'index' / 'index.html'}" in out
+    assert cli.main(arguments) == 1  # above the limit: the index is there, the status says no
+    *_, message = capsys.readouterr().err.splitlines()
+    assert message.startswith("error: 1 of 4 slides cannot be used") and "--max-lost" in message
+
+
+def test_shards_are_merged_when_all_are_there(slides, tmp_path, capsys):
+    arguments = ["index", str(slides), str(tmp_path / "index"), *SMALL]
+    assert cli.main([*arguments, "--shard", "1/2"]) == 0
+    assert "g2l index … --merge" in capsys.readouterr().out
+    assert cli.main([*arguments, "--merge"]) == 1
+    assert "1 of 3 slides are not indexed" in capsys.readouterr().err
+    assert cli.main([*arguments, "--shard", "2/2"]) == 0
+    assert cli.main([*arguments, "--merge"]) == 0
+    assert (tmp_path / "index" / "index.html").is_file()
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "a/b", "-1/2"])
+def test_a_shard_that_is_none_is_refused(shard, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["index", "slides", "index", f"--shard={shard}"])
+    assert stop.value.code == 2
+    assert "expected I/N" in capsys.readouterr().err
+
+
+def test_pack_ends_with_the_command_that_trains_on_it(slides, tmp_path, capsys):
+    cli.main(["index", str(slides), str(tmp_path / "index"), *SMALL])
+    packed = tmp_path / "packed"
+    assert cli.main(["pack", str(tmp_path / "index"), str(packed), "--workers", "1"]) == 0
+    assert f"PACKED_ROOT={packed} eva fit" in capsys.readouterr().out.splitlines()[-1]
+    assert (packed / "train" / "index.json").is_file()
+
+
+def test_an_interrupted_command_says_that_it_goes_on(monkeypatch, tmp_path, capsys):
+    def interrupt(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("g2l_plugin.slides.index.build_index", interrupt)
+    assert cli.main(["index", str(tmp_path), str(tmp_path / "index")]) == 130
+    assert "goes on from here" in capsys.readouterr().err
+
+
+def test_the_console_script_prints_errors_in_a_line(slides, tmp_path):
+    result = run_g2l("index", tmp_path / "none", tmp_path / "index")
+    assert result.returncode == 1
+    assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
+
+
+def test_an_error_in_a_process_of_pack_is_a_line(slides, tmp_path):
+    assert run_g2l("index", slides, tmp_path / "index", *SMALL).returncode == 0
+    damage(slides / "1.tiff", 0, range(4, 12))
+    result = run_g2l("pack", tmp_path / "index", tmp_path / "packed", "--workers", "2")
+    assert result.returncode == 1
+    assert re.search(r"^error: .*tiles cannot be read.*--max-lost", result.stderr, re.MULTILINE)
+    assert {path.name for path in tmp_path.iterdir()} == {"slides", "index"}
