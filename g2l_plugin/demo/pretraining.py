@@ -95,11 +95,12 @@ class SupervisedPretraining(ModelModule):
 
     @override
     def on_fit_end(self) -> None:
+        run_folder = Path(self.trainer.log_dir)  # devices agree on it: all must ask
         if self.trainer.is_global_zero:
             parameters = sum(p.numel() for p in self.encoder.parameters()) / 1e6
             card = _CARD.format(steps=self.trainer.global_step, parameters=parameters)
-            folder = Path(self.trainer.log_dir) / "teacher"
-            print(f"Teacher: {export_student(self.encoder, folder, card=card)}")
+            folder = export_student(self.encoder, run_folder / "teacher", card=card)
+            print(f"Teacher: {folder}")
 
     def _classify(self, batch: Any) -> dict[str, torch.Tensor]:
         images, targets = batch

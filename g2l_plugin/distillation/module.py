@@ -130,7 +130,7 @@ class DistillationModule(ModelModule):
             raise UserError(
                 f"The loss is {float(outputs['loss'])} at step {self.global_step}. Lower the "
                 "learning rate (LR_VALUE) or use a wider PRECISION; an earlier checkpoint is kept "
-                f"under {self.trainer.log_dir}."
+                f"under {self.trainer.default_root_dir}."
             )
 
     @override

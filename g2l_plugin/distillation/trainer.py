@@ -69,9 +69,10 @@ class KDTrainer(Trainer):
             kwargs = {"ckpt_path": self.resume_from, "weights_only": True} | kwargs
         super().fit(model, *args, **kwargs)
         if self.state.finished:
-            self._report_lost_tiles()
+            run_folder = Path(self.log_dir).resolve()  # devices agree on it: all must ask
+            self._report_lost_tiles(run_folder)
             self._save_last_checkpoint()
-            self._publish(model)
+            self._publish(model, run_folder)
 
     @override
     def finish_logger_run(self, run_id: int | None) -> None:
@@ -89,24 +90,22 @@ class KDTrainer(Trainer):
                 self.save_checkpoint(path)
                 callback.last_model_path = path
 
-    def _report_lost_tiles(self) -> None:
+    def _report_lost_tiles(self, run_folder: Path) -> None:
         """Writes which tiles of the slides could not be read, where there are any."""
         tiles = getattr(getattr(self.train_dataloader, "dataset", None), "tiles", None)
         if not isinstance(tiles, SlideTiles) or not (lost := tiles.lost()):
             return
         rank = f"_rank{self.global_rank}" if self.world_size > 1 else ""
-        path = Path(self.log_dir) / f"lost_tiles{rank}.csv"
+        path = run_folder / f"lost_tiles{rank}.csv"
         write_text(path, pd.DataFrame(lost, columns=["slide", "x", "y"]).to_csv(index=False))
         logger.warning(f"{len(lost):,} of {len(tiles):,} tiles could not be read: {path}")
 
-    def _publish(self, model: DistillationModule) -> None:
+    def _publish(self, model: DistillationModule, run_folder: Path) -> None:
         if not self.is_global_zero:
             return
         from g2l_plugin.publishing.run import benchmark_command, publish_run
 
-        self.student_folder = publish_run(
-            self, model, Path(self.log_dir).resolve() / STUDENT_FOLDER
-        )
+        self.student_folder = publish_run(self, model, run_folder / STUDENT_FOLDER)
         self._benchmark_command = benchmark_command(
             model.student, self.student_folder, self.benchmark_config
         )

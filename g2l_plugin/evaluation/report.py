@@ -77,11 +77,12 @@ class DistillationReport(pl.Callback):
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        folder = Path(str(trainer.log_dir))  # devices agree on it: all must ask
         if not trainer.is_global_zero:
             return
         self._measure("student after", pl_module.student, pl_module.view.size)
         report = {"k": self.k, "step": trainer.global_step, "encoders": self.results}
-        write_text(Path(str(trainer.log_dir)) / REPORT_FILE, json.dumps(report, indent=2) + "\n")
+        write_text(folder / REPORT_FILE, json.dumps(report, indent=2) + "\n")
 
     def _measure(self, name: str, encoder: Encoder, view_size: int) -> None:
         (train, train_labels), (test, test_labels) = (

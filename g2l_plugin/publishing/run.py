@@ -28,12 +28,12 @@ def publish_run(trainer: KDTrainer, module: DistillationModule, folder: Path) ->
     Args:
         trainer: The trainer that fitted it.
         module: The module.
-        folder: The folder to write.
+        folder: The folder to write, in the run's folder.
 
     Returns:
         The folder.
     """
-    facts = _facts(trainer, module)
+    facts = _facts(trainer, module, folder.parent / REPORT_FILE)
     return export_student(module.student, folder, card=render_card(facts), license=facts.license)
 
 
@@ -58,7 +58,7 @@ def benchmark_command(student: Encoder, folder: Path, config: str) -> str:
     return f"{variables} eva predict_fit --config {shlex.quote(config)}"
 
 
-def _facts(trainer: KDTrainer, module: DistillationModule) -> StudentFacts:
+def _facts(trainer: KDTrainer, module: DistillationModule, report: Path) -> StudentFacts:
     student, teacher = module.student, module.teacher
     licenses = {
         provenance.license
@@ -81,7 +81,7 @@ def _facts(trainer: KDTrainer, module: DistillationModule) -> StudentFacts:
         tiles_seen=module.tiles_seen,
         n_slides=_count_slides(trainer),
         alignment=module.alignment,
-        evaluation=_read_report(Path(trainer.log_dir) / REPORT_FILE),
+        evaluation=_read_report(report),
         license=licenses.pop() if len(licenses) == 1 else None,
     )
 

@@ -73,6 +73,16 @@ def test_a_run_on_packed_tiles_needs_no_slides(folder, slides, index, run):
     assert len(list((folder / "packed_logs").rglob("student/model.safetensors"))) == 1
 
 
+def test_two_devices_share_the_tiles_and_publish_one_student(folder, index, run):
+    damage(folder / "cohort" / "slides" / "north-000.tiff", 0, [9])  # perhaps seen by one of them
+    result = run("two_logs", NUM_DEVICES=2)  # into a second epoch
+    assert result.returncode == 0, result.stderr
+    assert "Starting with 2 processes" in result.stderr
+    assert result.stdout.count("Student:") == 1
+    assert len(list((folder / "two_logs").rglob("student/model.safetensors"))) == 1
+    assert list((folder / "two_logs").rglob("lost_tiles_rank*.csv"))
+
+
 def test_damage_after_indexing_is_reported_and_too_much_of_it_ends_the_run(folder, index, run):
     slide = folder / "cohort" / "slides" / "north-000.tiff"
     damage(slide, 0, [5, 6])
