@@ -3,24 +3,27 @@
 - plain: `read_region` of OpenSlide on a held handle, slide by slide, row by row: the limit.
 - ours: `TileLoader`, shuffled batches of 32 of a `TileDataset`.
 - eva: `eva.vision.datasets.MultiWsiDataset`, shuffled.
-- packed: the same, of what `g2l pack` wrote.
+- packed: ours, of what `g2l pack` wrote.
 
-Each takes its turn in each round, on one core. Run: python benchmarks/tile_reading.py --slides DIR
+Each takes its turn in each round, on one core. With --full-size, all slides are links to one as
+large as a scanner's, and only a part of the tiles is packed.
+
+Run: python benchmarks/tile_reading.py --slides DIR
 """
 
 import argparse
-import functools
+import itertools
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import openslide
 import torch
-from cohorts import add_slides_argument, copy_slides
+from cohorts import add_arguments, copy_slides, find_slides, write_full_size
 from eva.vision.data.datasets import MultiWsiDataset
 from eva.vision.data.wsi.patching.samplers import ForegroundGridSampler
 from rich.console import Console
@@ -29,44 +32,68 @@ from rich.table import Table
 from g2l_plugin import TileDataset, TileLoader
 from g2l_plugin.slides.pack import pack_tiles
 
+BATCH_SIZE = 32
 
-def read_plain(dataset: TileDataset) -> int:
+
+def read_plain(dataset: TileDataset) -> Iterator[int]:
     tiles = dataset.tiles
-    number, slide = -1, None
     row_by_row = np.lexsort([tiles.xy[:, 0], tiles.xy[:, 1], tiles.slide_of_tile])
-    for index in row_by_row.tolist():
+    number, slide = -1, None
+    for index in itertools.cycle(row_by_row.tolist()):
         slide_number, xy = tiles.slide_of_tile[index].item(), tiles.xy[index].tolist()
         if slide_number != number:
             number, slide = slide_number, openslide.OpenSlide(str(tiles.paths[slide_number]))
             plan = tiles.reader._plans[slide_number]
         slide.read_region(tuple(xy), plan.level, plan.read_size)
-    return len(tiles)
+        yield 1
 
 
-def read_batches(loader: TileLoader) -> int:
-    return sum(len(batch) for batch in loader)
+def read_batches(loader: TileLoader) -> Iterator[int]:
+    for _ in itertools.count():
+        yield from (len(batch) for batch in loader)
 
 
-def read_eva(dataset: MultiWsiDataset, rng: np.random.Generator, n_tiles: int) -> int:
-    for index in rng.permutation(len(dataset))[:n_tiles].tolist():
-        dataset[index]
-    return n_tiles
+def read_eva(dataset: MultiWsiDataset) -> Iterator[int]:
+    rng = np.random.default_rng(0)
+    while True:
+        dataset[int(rng.integers(len(dataset)))]
+        yield 1
 
 
-def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Callable[[], int]]:
-    slides = copy_slides(options.slides, folder / "slides", options.n_slides)
+def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Iterator[int]]:
+    source = options.slides
+    if options.full_size:
+        source = folder / "full_size"
+        source.mkdir()
+        largest = max(find_slides(options.slides, folder / "demo"), key=_pixels)
+        write_full_size(largest, source / "full_size.tiff")
+    slides = copy_slides(source, folder / "slides", options.n_slides, link=options.full_size)
+    # The full-size slide says it is finer than its pixels are.
     common = {
         "overwrite_mpp": options.overwrite_mpp,
+        "min_sharpness": 0.01 if options.full_size else 0.1,
         "keep_duplicates": True,
-        "index_dir": str(folder / "index"),
         "split": "train",
     }
-    dataset = TileDataset(str(slides), **common)
+    dataset = TileDataset(str(slides), index_dir=str(folder / "index"), **common)
     dataset.prepare_data()
     dataset.setup()
-    pack_tiles(folder / "index", folder / "packed")
+    few = TileDataset(
+        str(slides),
+        index_dir=str(folder / "few"),
+        n_slides=2 if options.full_size else None,
+        **common,
+    )
+    few.prepare_data()
+    pack_tiles(folder / "few", folder / "packed")
     packed = TileDataset(str(slides), packed_root=str(folder / "packed"), **common)
     packed.setup()
+    loaders = {
+        name: TileLoader(data, BATCH_SIZE, options.block_tiles, options.buffer_tiles)
+        for name, data in (("ours", dataset), ("packed", packed))
+    }
+    readers = {"plain": read_plain(dataset)}
+    readers |= {name: read_batches(loader) for name, loader in loaders.items()}
     eva = MultiWsiDataset(
         str(slides),
         [path.name for path in sorted(slides.iterdir())],
@@ -76,28 +103,36 @@ def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Callabl
         0.5,
         overwrite_mpp=options.overwrite_mpp,
     )
-    readers = {
-        "plain": functools.partial(read_plain, dataset),
-        "ours": functools.partial(read_batches, TileLoader(dataset)),
-        "packed": functools.partial(read_batches, TileLoader(packed)),
-    }
     try:
         eva.setup()
     except ValueError as error:  # its OpenSlide backend does not use `overwrite_mpp`
         print(f"eva cannot read these slides: {error}")
     else:
-        rng = np.random.default_rng(0)
-        readers["eva"] = functools.partial(read_eva, eva, rng, options.eva_tiles)
+        readers["eva"] = read_eva(eva)
     return readers
+
+
+def measure(reader: Iterator[int], seconds: float) -> float:
+    """Tiles per second."""
+    start, n_tiles = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        n_tiles += next(reader)
+    return n_tiles / (time.perf_counter() - start)
+
+
+def _pixels(path: Path) -> int:
+    with openslide.OpenSlide(str(path)) as slide:
+        return slide.dimensions[0] * slide.dimensions[1]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    add_slides_argument(parser)
-    parser.add_argument("--n-slides", type=int, default=48)
-    parser.add_argument("--overwrite-mpp", type=float, default=0.5)
-    parser.add_argument("--eva-tiles", type=int, default=200, help="tiles of a round for eva")
+    add_arguments(parser, n_slides=48)
+    parser.add_argument("--full-size", action="store_true")
+    parser.add_argument("--block-tiles", type=int, default=32)
+    parser.add_argument("--buffer-tiles", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=10, help="of each reader in each round")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         readers = make_readers(Path(folder), options)
@@ -105,11 +140,11 @@ def main() -> None:
         if hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
         rates: dict[str, list[float]] = {name: [] for name in readers}
+        for reader in readers.values():  # the first batch fills the buffer
+            next(reader)
         for _ in range(options.rounds):
-            for name, read in readers.items():
-                start = time.perf_counter()
-                n_tiles = read()
-                rates[name].append(n_tiles / (time.perf_counter() - start))
+            for name, reader in readers.items():
+                rates[name].append(measure(reader, options.seconds))
     table = Table(title=f"Tiles/s on one core, {options.n_slides} slides, {options.rounds} rounds")
     for column in ("reader", "median", "min to max", "of plain", "of eva"):
         table.add_column(column, justify="left" if column == "reader" else "right")

@@ -19,8 +19,8 @@ class TileDataModule(DataModule):
     def __init__(
         self,
         *args: Any,
-        block_tiles: int = 64,
-        buffer_tiles: int = 4096,
+        block_tiles: int = 32,
+        buffer_tiles: int = 8192,
         seed: int | bool = 42,
         **kwargs: Any,
     ) -> None:

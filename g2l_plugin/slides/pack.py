@@ -144,6 +144,7 @@ class _EncodeShard:
 
     def __call__(self, shard: tuple[int, np.ndarray]) -> Iterator[bytes]:
         number, tiles = shard
+        torch.set_num_threads(1)  # a process a core
         # Neighbours are read together, and their order in a shard says nothing.
         for index in np.sort(tiles).tolist():
             tile = self._dataset[index].numpy().transpose(1, 2, 0)

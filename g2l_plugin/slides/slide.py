@@ -10,7 +10,9 @@ from typing import Literal
 
 import numpy as np
 import openslide
+import torch
 from PIL import Image
+from torch.nn import functional
 
 from g2l_plugin.errors import UserError
 
@@ -202,13 +204,15 @@ def read_tile(
         openslide.OpenSlideError: The slide is damaged there.
     """
     region = slide.read_region((x, y), plan.level, plan.read_size)
+    pixels = np.array(region)
+    if pixels.view("<u4").min() < 0xFF000000:  # alpha is the highest byte: some is not opaque
+        # First, or the colour of what is no pixel would bleed into its neighbours.
+        pixels = np.array(_on_white(region))
+    tile = torch.from_numpy(pixels).permute(2, 0, 1)
     if region.size != size:
-        # Premultiplied by alpha, or the colour of what is no pixel would bleed into its neighbours.
-        region = _on_white(region).resize(size, Image.Resampling.BICUBIC)
-    pixels = np.asarray(region)
-    if pixels.shape[2] == 4 and pixels[..., 3].min() < 255:
-        pixels = np.asarray(_on_white(region))
-    return np.ascontiguousarray(pixels.transpose(2, 0, 1)[:3])
+        # Pillow gives the same to one grey level, in four times the time.
+        (tile,) = functional.interpolate(tile[None], size[::-1], mode="bicubic", antialias=True)
+    return np.ascontiguousarray(tile[:3].numpy())
 
 
 def read_overview(path: str | Path, mpp: float, target_mpp: float) -> tuple[np.ndarray, np.ndarray]:

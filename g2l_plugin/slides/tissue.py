@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 from scipy import ndimage
-from skimage import color, filters, morphology
+from skimage import filters, morphology
 
 OVERVIEW_MPP = 8.0
 """Microns per pixel of the overview that the masks are made from: a cell is about one pixel."""
@@ -29,7 +29,7 @@ def tissue_mask(overview: np.ndarray) -> np.ndarray:
     Returns:
         Boolean mask (height, width).
     """
-    saturation = filters.gaussian(color.rgb2hsv(overview)[..., 1], 1)
+    saturation = ndimage.gaussian_filter(_hsv(overview)[1], 1)
     if np.ptp(saturation) < 1e-3:  # one colour: Otsu has nothing to part
         threshold = _MIN_SATURATION
     else:
@@ -49,7 +49,7 @@ def ink_mask(overview: np.ndarray) -> np.ndarray:
     Returns:
         Boolean mask (height, width), grown by two pixels: strokes have soft rims.
     """
-    hue, saturation, value = np.moveaxis(color.rgb2hsv(overview), -1, 0)
+    hue, saturation, value = _hsv(overview)
     green_to_blue = (hue > 0.22) & (hue < 0.63) & (saturation > 0.25)
     blue = (hue >= 0.63) & (hue < 0.68) & (saturation > 0.65)  # haematoxylin is paler or redder
     red = ((hue < 0.03) | (hue > 0.97)) & (saturation > 0.75)
@@ -77,6 +77,13 @@ def sharpness(pixels: np.ndarray, mpp: float) -> float:
     if size != grey.shape:
         image = Image.fromarray(grey).resize(size[::-1], Image.Resampling.BOX)
         grey = np.asarray(image)
-    fine = ndimage.gaussian_filter(grey, 1)
-    coarse = ndimage.gaussian_filter(grey, 4)
-    return float((grey - fine).var() / max((fine - coarse).var(), 1e-3))
+    smooth = ndimage.gaussian_filter(grey, 1)
+    half = smooth[::2, ::2]  # what is left has no finer detail
+    coarse = ndimage.gaussian_filter(half, 2)
+    return float((grey - smooth).var() / max((half - coarse).var(), 1e-3))
+
+
+def _hsv(pixels: np.ndarray) -> np.ndarray:
+    """Hue, saturation and value of uint8 RGB (height, width, 3): float32 (3, height, width)."""
+    hsv = np.asarray(Image.fromarray(pixels).convert("HSV"), np.float32) / 255
+    return hsv.transpose(2, 0, 1)
