@@ -16,3 +16,9 @@ test:
 
 bench:
 	python benchmarks/import_time.py
+	python benchmarks/tile_reading.py
+	python benchmarks/tile_reading.py --full-size
+	python benchmarks/indexing.py
+	python benchmarks/mixing.py
+	python benchmarks/memory.py
+	python benchmarks/sharpness.py

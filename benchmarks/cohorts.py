@@ -52,6 +52,12 @@ def find_slides(source: Path | None, demo: Path) -> list[Path]:
     return sorted(p for p in source.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES)
 
 
+def pixels_of(path: Path) -> int:
+    """Pixels of a slide's level 0."""
+    with openslide.OpenSlide(str(path)) as slide:
+        return slide.dimensions[0] * slide.dimensions[1]
+
+
 def write_full_size(source: Path, target: Path, cells: tuple[int, int] = (26, 17)) -> Path:
     """Writes a slide as large as a scanner's, of the pixels of a small one.
 

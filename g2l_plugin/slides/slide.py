@@ -204,15 +204,17 @@ def read_tile(
         openslide.OpenSlideError: The slide is damaged there.
     """
     region = slide.read_region((x, y), plan.level, plan.read_size)
-    pixels = np.array(region)
+    pixels = np.asarray(region)
     if pixels.view("<u4").min() < 0xFF000000:  # alpha is the highest byte: some is not opaque
         # First, or the colour of what is no pixel would bleed into its neighbours.
-        pixels = np.array(_on_white(region))
-    tile = torch.from_numpy(pixels).permute(2, 0, 1)
+        pixels = np.asarray(_on_white(region))
+    tile = pixels.transpose(2, 0, 1)
     if region.size != size:
         # Pillow gives the same to one grey level, in four times the time.
-        (tile,) = functional.interpolate(tile[None], size[::-1], mode="bicubic", antialias=True)
-    return np.ascontiguousarray(tile[:3].numpy())
+        planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+        resized = functional.interpolate(planes, size[::-1], mode="bicubic", antialias=True)
+        tile = resized[0].numpy()
+    return np.ascontiguousarray(tile[:3])
 
 
 def read_overview(path: str | Path, mpp: float, target_mpp: float) -> tuple[np.ndarray, np.ndarray]:

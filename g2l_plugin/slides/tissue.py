@@ -62,8 +62,8 @@ def sharpness(pixels: np.ndarray, mpp: float) -> float:
     """Measures focus as fine detail over coarse detail, which neither stain nor contrast changes.
 
     The variance of grey between 1 and about 2 microns over that between about 2 and 8 microns
-    (differences of Gaussians). Tissue in focus gives 0.15 to 0.9, a blur of 1.5 microns 0.1 and
-    less; `benchmarks/sharpness.py` measures both.
+    (differences of Gaussians). Tissue in focus gives 0.3 to 0.9, a blur of 1.5 microns under 0.1
+    (`benchmarks/sharpness.py`).
 
     Args:
         pixels: uint8 RGB (3, height, width).
