@@ -23,6 +23,11 @@ examples:
 A run that is stopped goes on where it was. Open INDEX/index.html to look at the slides. On a
 cluster, `--shard $SLURM_ARRAY_TASK_ID/16` in a job array of 1-16, then once `--merge`.
 """,
+    "models": """\
+examples:
+  g2l models
+  TEACHER=hf-hub:paige-ai/Virchow2 eva fit --config configs/g2l_breast.yaml
+""",
     "pack": """\
 example:
   g2l pack data/index/g2l_breast /fast/breast_tiles
@@ -50,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_index(commands)
     _add_pack(commands)
+    _add_models(commands)
     return parser
 
 
@@ -121,6 +127,13 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
     )
     add("--workers", type=int, help="processes; one per CPU core if not given")
     parser.set_defaults(run=_pack)
+
+
+def _add_models(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands, "models", "Lists known encoders, for TEACHER and STUDENT; others load too."
+    )
+    parser.set_defaults(run=_models)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -202,3 +215,41 @@ def _pack(options: argparse.Namespace) -> None:
         options.workers,
     )
     print(f"Train on them: PACKED_ROOT={options.output} eva fit --config configs/g2l_breast.yaml")
+
+
+def _models(options: argparse.Namespace) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    from g2l_plugin.encoders.known import KNOWN_ENCODERS
+
+    table = Table(box=box.SIMPLE_HEAD)
+    for column in (
+        "name",
+        "source",
+        "M parameters",
+        "width",
+        "input",
+        "licence",
+        "gated",
+        "cached",
+    ):
+        right = column in ("M parameters", "width", "input")
+        table.add_column(column, justify="right" if right else "left", no_wrap=True)
+    for known in KNOWN_ENCODERS.values():
+        table.add_row(
+            known.name,
+            known.source,
+            f"{known.parameters / 1e6:,.1f}",
+            f"{known.embedding_dim}",
+            f"{known.input_size}",
+            known.license or ("see its card" if known.repo_id else ""),
+            "yes" if known.gated else "",
+            "yes" if known.is_cached() else "",
+        )
+    # As wide as the table is: a source that is cut off is of no use.
+    Console(width=Console(width=1000).measure(table).maximum).print(table)
+    print(
+        "Also hf-hub:org/name[@revision], local-dir:path, timm:name and eva:name (eva's registry)."
+    )

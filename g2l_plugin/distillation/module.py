@@ -79,7 +79,10 @@ class DistillationModule(ModelModule):
             return
         # The student first: a wrong name is told before gigabytes of teacher are read.
         self.student = self.student_source.load()
+        _check(self.student, self.view.size)
+        _check_publishable(self.student)
         self.teacher = self.teacher_source.load().eval().requires_grad_(False)
+        _check(self.teacher, self.view.size)
         self.objective = Objective(
             self.student.embedding_dim,
             self.teacher.embedding_dim,
@@ -186,3 +189,33 @@ class DistillationModule(ModelModule):
         with torch.no_grad():
             teacher = self.teacher(images)
         return self.student(images), teacher
+
+
+def _check(encoder: Encoder, view_size: int) -> None:
+    """Raises where an encoder does not give one embedding for a view."""
+    encoder.check_images(view_size)
+    if encoder.output == "patch_tokens":
+        raise UserError(
+            f"{encoder.provenance.source} is asked for patch tokens, and distillation compares one "
+            "embedding a tile. Expected `output: class_token` or class_and_mean_patch."
+        )
+
+
+def _check_publishable(student: Encoder) -> None:
+    """Raises where a student could not be published: before its training, and not after."""
+    if student.output != "class_token":
+        raise UserError(
+            f"The student's output is {student.output!r}. Expected class_token: that is what the "
+            "published model gives. A teacher may give class_and_mean_patch."
+        )
+    name = student.provenance.source
+    if not getattr(student.model, "pretrained_cfg", None):
+        raise UserError(
+            f"A student cannot start from {name}: {type(student.model).__name__} is none of timm's "
+            "networks. Expected a source that becomes one, or scratch:vitl14."
+        )
+    if obstacle := getattr(student.model, "unpublishable", None):
+        raise UserError(
+            f"A student cannot start from {name}: a published timm model does not keep its "
+            f"{obstacle}. It can be a teacher; `g2l models` lists other starts."
+        )

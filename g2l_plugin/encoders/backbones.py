@@ -8,13 +8,10 @@ from typing import Any
 from loguru import logger
 from torch import nn
 
-from g2l_plugin.encoders.load import (
-    WEIGHTS,
-    is_vision_transformer,
-    load_folder,
-    locate_folder,
-    sha256_of,
-)
+from g2l_plugin.encoders.folder import is_vision_transformer, load_folder
+from g2l_plugin.encoders.known import find_known
+from g2l_plugin.encoders.load import hash_checked, locate_folder, split_revision
+from g2l_plugin.encoders.weights import WEIGHTS
 from g2l_plugin.errors import UserError
 
 
@@ -46,20 +43,22 @@ def student(
             "g2l/student needs to know which student: set G2L_STUDENT=local-dir:path (or "
             "hf-hub:org/name), or MODEL_EXTRA_KWARGS='{source: local-dir:path}'."
         )
+    source, revision = split_revision(source, revision)
     folder, commit = locate_folder(source, revision)
-    # Only transformers have an image size to be dynamic about.
-    kwargs: dict[str, Any] = (
-        {"dynamic_img_size": dynamic_img_size} if is_vision_transformer(folder, source) else {}
-    )
+    sha256 = hash_checked(folder / WEIGHTS, source)
+    known = find_known(source)
+    kwargs: dict[str, Any] = dict(known.model_kwargs) if known else {}
+    if is_vision_transformer(folder, source):  # others have no image size to be dynamic about
+        kwargs["dynamic_img_size"] = dynamic_img_size
     if out_indices is not None:
         kwargs |= {"features_only": True, "out_indices": out_indices}
     model = load_folder(folder, source, model_kwargs=kwargs)
-    # A revision in the source is shown resolved.
-    name = f"{source.partition('@')[0]}@{commit}" if commit else source
-    cfg: Any = model.pretrained_cfg
-    mean, std = (list(cfg.get(key) or ()) for key in ("mean", "std"))
+    name = f"{source}@{commit}" if commit else source
+    cfg: Any = getattr(model, "pretrained_cfg", {})
+    mean = list(known.mean if known else cfg.get("mean") or ())
+    std = list(known.std if known else cfg.get("std") or ())
     logger.info(
-        f"Loaded {name}: {WEIGHTS} sha256 {sha256_of(folder / WEIGHTS)[:12]}, which expects "
+        f"Loaded {name}: {WEIGHTS} sha256 {sha256[:12]}, which expects "
         f"NORMALIZE_MEAN={mean or 'unknown'} NORMALIZE_STD={std or 'unknown'}"
     )
     return model

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, Literal
 
 import torch
 from torch import nn
+
+from g2l_plugin.errors import UserError
+
+Output = Literal["class_token", "class_and_mean_patch", "patch_tokens"]
+"""What an encoder gives: the class token (B, D); it and the mean of the patch tokens, joined
+(B, 2 D); or the patch tokens (B, N, D)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,8 +23,8 @@ class Provenance:
     Attributes:
         source: What was asked for, e.g. `hf-hub:bioptimus/H-optimus-0`.
         revision: The commit it resolved to on the Hub; None for other sources.
-        file: Name of the weights file, where there is one.
-        sha256: Hash of that file.
+        file: Name of the weights file; None where eva's registry has read it.
+        sha256: Hash of that file; where there is none, of the tensors (`weights.hash_tensors`).
         license: Licence identifier, where the source or the table of known encoders names one.
         pretrained: False for random weights.
     """
@@ -31,7 +38,15 @@ class Provenance:
 
 
 class Encoder(nn.Module):
-    """A network with its own normalisation and a note of where its weights are from."""
+    """A network with its own normalisation and a note of where its weights are from.
+
+    Attributes:
+        embedding_dim: Width of what it gives.
+        input_size: Height and width of the images that it is made for, in pixels; None where the
+            network does not say.
+        patch_size: Height and width of a patch, in pixels; None where there are none.
+        provenance: Which weights it holds.
+    """
 
     mean: torch.Tensor
     std: torch.Tensor
@@ -43,19 +58,33 @@ class Encoder(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         provenance: Provenance,
+        output: Output = "class_token",
     ) -> None:
         """Initializes the encoder.
 
         Args:
-            model: Takes normalised images (B, 3, H, W), gives embeddings (B, D).
+            model: Takes normalised images (B, 3, H, W), gives embeddings (B, D). For patch tokens
+                it has timm's `forward_features`, which gives all tokens, and `num_prefix_tokens`.
             mean: Normalisation mean, RGB, of images in [0, 1].
             std: Normalisation standard deviation, RGB.
             provenance: Which weights the model holds.
+            output: What to give.
+
+        Raises:
+            UserError: The network has no class token beside patch tokens, and they are asked for.
         """
         super().__init__()
         self.model = model
+        self.output = output
         self.provenance = provenance
-        self.embedding_dim = _embedding_dim(model)
+        self.input_size = _input_size(model)
+        self.patch_size = _pair(getattr(getattr(model, "patch_embed", None), "patch_size", None))
+        if output != "class_token" and not getattr(model, "num_prefix_tokens", 0):
+            raise UserError(
+                f"{provenance.source} gives no patch tokens beside a class token, which "
+                f"`output: {output}` needs. Expected a vision transformer, or `class_token`."
+            )
+        self.embedding_dim = _embedding_dim(model) * (1 + (output == "class_and_mean_patch"))
         # Not in the state dict: normalisation is a setting of the source, not something learnt.
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
@@ -67,27 +96,60 @@ class Encoder(nn.Module):
             images: RGB in [0, 1], (B, 3, H, W).
 
         Returns:
-            Embeddings (B, D).
+            Embeddings (B, D), or patch tokens (B, N, D), row by row; see `Output`.
         """
-        return self.model((images - self.mean) / self.std)
+        network: Any = self.model
+        # Normalised before it is rounded to the weights' precision.
+        normalized = ((images - self.mean) / self.std).to(next(network.parameters()).dtype)
+        if self.output == "class_token":
+            return network(normalized)
+        tokens = network.forward_features(normalized)  # (B, prefix + N, D)
+        patches = tokens[:, network.num_prefix_tokens :]
+        if self.output == "patch_tokens":
+            return patches
+        return torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=-1)
+
+    def check_images(self, size: int) -> None:
+        """Raises where the network takes no images of a size.
+
+        Args:
+            size: Height and width of the images, in pixels.
+
+        Raises:
+            UserError: It takes another size, and that only.
+        """
+        strict = getattr(getattr(self.model, "patch_embed", None), "strict_img_size", False)
+        if strict and self.input_size not in (None, (size, size)):
+            height, width = self.input_size or (0, 0)
+            raise UserError(
+                f"{self.provenance.source} takes images of {height}x{width} px, and its views have "
+                f"{size}x{size} px (VIEW_SIZE). Change one of them: `model_kwargs: {{img_size: "
+                f"{size}}}` (TEACHER_KWARGS, STUDENT_KWARGS) adapts its position embeddings."
+            )
+
+    def count_parameters(self) -> int:
+        """Number of weights."""
+        return sum(parameter.numel() for parameter in self.parameters())
 
     def describe(self) -> str:
         """One line that leaves no doubt which weights these are."""
         provenance = self.provenance
-        parameters = sum(parameter.numel() for parameter in self.parameters()) / 1e6
         revision = f"@{provenance.revision}" if provenance.revision else ""
-        weights = (
-            f"{provenance.file} sha256 {provenance.sha256[:12]}"
-            if provenance.sha256
-            else ("weights of its registry" if provenance.pretrained else "random weights")
-        )
+        if not provenance.pretrained:
+            weights = "random weights"
+        else:
+            weights = f"{provenance.file or 'tensors'} sha256 {(provenance.sha256 or '')[:12]}"
         mean, std = (
             " ".join(f"{value:.4g}" for value in buffer.flatten().tolist())
             for buffer in (self.mean, self.std)
         )
+        size, patch = (
+            f", {name} {'x'.join(map(str, value))}" if value else ""
+            for name, value in (("input", self.input_size), ("patch", self.patch_size))
+        )
         return (
-            f"{provenance.source}{revision}: {weights}, {parameters:.2f} M parameters, "
-            f"{self.embedding_dim} features, mean {mean}, std {std}"
+            f"{provenance.source}{revision}: {weights}, {self.count_parameters() / 1e6:.2f} M "
+            f"parameters, {self.embedding_dim} features{size}{patch}, mean {mean}, std {std}"
         )
 
 
@@ -96,11 +158,27 @@ def _embedding_dim(model: nn.Module) -> int:
         if isinstance(getattr(model, name, None), int):
             return getattr(model, name)
     # A wrapper may join several tokens of the network inside, so only its output tells.
-    inner = getattr(model, "model", None)
-    size = (getattr(inner, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))
-    device = next(model.parameters()).device
+    weights = next(model.parameters())
+    images = torch.zeros(1, 3, *(_input_size(model) or (224, 224)))
     was_training = model.training
     with torch.no_grad():
-        embeddings = model.eval()(torch.zeros(1, *size, device=device))
+        embeddings = model.eval()(images.to(weights))
     model.train(was_training)
     return embeddings.shape[-1]
+
+
+def _input_size(model: nn.Module) -> tuple[int, int] | None:
+    # eva's wrappers hold timm's model inside.
+    for network in (model, getattr(model, "model", None)):
+        size = getattr(getattr(network, "patch_embed", None), "img_size", None)
+        size = size or (getattr(network, "pretrained_cfg", None) or {}).get("input_size")
+        if size:
+            return _pair(tuple(size)[-2:])
+    return None
+
+
+def _pair(size: int | Sequence[int] | None) -> tuple[int, int] | None:
+    if size is None:
+        return None
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)

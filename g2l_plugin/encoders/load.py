@@ -1,39 +1,33 @@
-"""Loading encoders: from the Hub, a local folder, timm, or eva's registry."""
+"""Loading encoders: from the Hub, a local folder, timm, eva's registry, or from scratch."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import hashlib
 import importlib.resources
-import json
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import timm
-import timm.layers
+import torch
+from huggingface_hub import try_to_load_from_cache
 from loguru import logger
-from safetensors import SafetensorError
-from timm.models import is_model_in_modules
 from torch import nn
 
-from g2l_plugin.encoders import hibou
-from g2l_plugin.encoders.encoder import Encoder, Provenance
-from g2l_plugin.encoders.hub import download_model, explained
-from g2l_plugin.encoders.known import KNOWN_ENCODERS
+from g2l_plugin.encoders.encoder import Encoder, Output, Provenance
+from g2l_plugin.encoders.folder import create_timm, load_folder, told
+from g2l_plugin.encoders.hub import CONFIG, download_model, explained
+from g2l_plugin.encoders.known import KnownEncoder, find_known
+from g2l_plugin.encoders.weights import WEIGHTS, hash_file, hash_tensors
 from g2l_plugin.errors import UserError
 
-_SCHEMES = "hf-hub:org/name, local-dir:path, timm:name, eva:name or demo:teacher"
-WEIGHTS = "model.safetensors"
-"""The only file that weights are read from."""
-
-_CONFIG = "config.json"
-_PREPROCESSOR = "preprocessor_config.json"
-_MAX_SAID = 200
-"""Characters of a library's own message that fit into one line of ours."""
-_VIT_MODULES = ("vision_transformer", "deit", "eva")
+_SCHEMES = "hf-hub:org/name, local-dir:path, timm:name, eva:name, scratch:vitl14 or demo:teacher"
+_PRECISIONS = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,13 +36,18 @@ class EncoderSource:
 
     Attributes:
         source: `hf-hub:org/name[@revision]`, `local-dir:path`, `timm:name`, `eva:name` of eva's
-            registry, or `demo:teacher`, the one that this package ships.
+            registry, `scratch:name` of a student's network with random weights, or `demo:teacher`,
+            the one that this package ships.
         revision: Branch, tag or commit on the Hub.
         pretrained: False builds the same network with random weights.
         model_kwargs: Arguments for `timm.create_model` (or eva's backbone); `mlp_layer` is the name
             of one of timm's layers, e.g. SwiGLUPacked.
         mean: Normalisation mean, RGB; None takes the encoder's own.
         std: Normalisation standard deviation, RGB; None takes the encoder's own.
+        output: What it gives: the class token, that and the mean patch token, or patch tokens.
+        dtype: Precision that the weights are held in: float32, bfloat16 or float16.
+        trust_remote_code: Name of the one repository (`org/name`, or the folder) whose own code may
+            run; None runs nobody's.
     """
 
     source: str
@@ -57,6 +56,9 @@ class EncoderSource:
     model_kwargs: dict[str, Any] | None = None
     mean: list[float] | None = None
     std: list[float] | None = None
+    output: Output = "class_token"
+    dtype: str = "float32"
+    trust_remote_code: str | None = None
 
     def load(self) -> Encoder:
         """Loads the encoder; see `load_encoder`."""
@@ -71,54 +73,33 @@ def load_encoder(
     model_kwargs: dict[str, Any] | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    output: Output = "class_token",
+    dtype: str = "float32",
+    trust_remote_code: str | None = None,
 ) -> Encoder:
-    """Loads an encoder and logs which weights it holds.
+    """Loads an encoder and logs which weights it holds; the arguments are `EncoderSource`'s.
 
-    Weights are read from safetensors only, and no code of a repository is run. Only `eva:` sources
-    are loaded as eva loads them, which for some of its backbones means neither.
-
-    Args:
-        source: See `EncoderSource`.
-        revision: Branch, tag or commit on the Hub.
-        pretrained: False builds the same network with random weights.
-        model_kwargs: Arguments for `timm.create_model` (or eva's backbone).
-        mean: Normalisation mean, RGB; None takes the encoder's own.
-        std: Normalisation standard deviation, RGB; None takes the encoder's own.
+    Weights are read from safetensors only, and no code of a repository is run unless it is named.
+    Only `eva:` sources are loaded as eva loads them, which for some of its backbones means neither.
 
     Raises:
-        UserError: The source is unknown, out of reach, gated, or not in safetensors.
+        UserError: The source is unknown, out of reach, gated, not in safetensors, or its weights
+            are damaged or of another network.
     """
-    source, revision = _split_revision(source, revision)
-    known = KNOWN_ENCODERS.get(source)
+    source, revision = split_revision(source, revision)
+    if dtype not in _PRECISIONS:
+        raise UserError(f"Unknown dtype {dtype!r}. Expected {', '.join(_PRECISIONS)}.")
+    known = find_known(source)
     kwargs = dict(known.model_kwargs if known else {}) | (model_kwargs or {})
-    scheme, _, name = source.partition(":")
-    provenance = Provenance(
-        source=source, license=known.license if known else None, pretrained=pretrained
+    model, provenance = _load(
+        source, revision, known, pretrained, kwargs, _PRECISIONS[dtype], trust_remote_code
     )
-    if scheme in ("hf-hub", "local-dir", "demo"):
-        folder, commit = locate_folder(source, revision, weights=pretrained)
-        provenance = dataclasses.replace(provenance, revision=commit)
-        model = load_folder(folder, source, pretrained=pretrained, model_kwargs=kwargs)
-        if pretrained:
-            provenance = dataclasses.replace(
-                provenance, file=WEIGHTS, sha256=sha256_of(folder / WEIGHTS)
-            )
-    elif scheme == "timm":
-        if pretrained:
-            file, commit = _download_timm_weights(name, source)
-            provenance = dataclasses.replace(
-                provenance, revision=commit, file=file.name, sha256=sha256_of(file)
-            )
-            kwargs |= {"pretrained_cfg_overlay": {"file": str(file)}}
-        model = _create(name, source, pretrained=pretrained, **kwargs)
-    elif scheme == "eva":
-        model = _load_from_eva(name, source, pretrained, kwargs)
-    else:
-        raise UserError(f"Unknown encoder source {source!r}. Expected {_SCHEMES}.")
-
     # eva's wrappers hold timm's model inside.
     owner = model if hasattr(model, "pretrained_cfg") else getattr(model, "model", None)
     cfg = getattr(owner, "pretrained_cfg", None) or {}
+    if source.startswith("eva:pathology/"):
+        # Weights from elsewhere in a network that timm knows with other settings (Lunit's).
+        cfg = {}
     mean = mean or (known.mean if known else cfg.get("mean"))
     std = std or (known.std if known else cfg.get("std"))
     if not mean or not std or not len(mean) == len(std) == 3:
@@ -126,15 +107,18 @@ def load_encoder(
             f"The normalisation of {source} is not known: mean {mean}, std {std}. Give its "
             "`mean` and `std`, three values each, beside `source`."
         )
-    if provenance.license is None and pretrained:
-        provenance = dataclasses.replace(provenance, license=cfg.get("license"))
-    encoder = Encoder(model, mean=mean, std=std, provenance=provenance)
+    if provenance.license is None and provenance.pretrained:
+        license = known.license if known else cfg.get("license")
+        provenance = dataclasses.replace(provenance, license=license)
+    encoder = Encoder(model, mean=mean, std=std, provenance=provenance, output=output)
     logger.info(f"Loaded {encoder.describe()}")
+    if known and not model_kwargs:
+        _compare(encoder, known)
     return encoder
 
 
 def locate_folder(
-    source: str, revision: str | None = None, *, weights: bool = True
+    source: str, revision: str | None = None, *, weights: bool = True, code: bool = False
 ) -> tuple[Path, str | None]:
     """Finds the folder of a published model, downloading it from the Hub where needed.
 
@@ -142,6 +126,7 @@ def locate_folder(
         source: `hf-hub:`, `local-dir:` or `demo:` source.
         revision: Branch, tag or commit on the Hub.
         weights: Whether the weights are wanted too, and not the config alone.
+        code: Whether the repository's own Python files are wanted too.
 
     Returns:
         The folder, and the commit on the Hub (None elsewhere).
@@ -149,11 +134,10 @@ def locate_folder(
     Raises:
         UserError: There is no such folder or repository, or it has no safetensors weights.
     """
-    source, revision = _split_revision(source, revision)
+    source, revision = split_revision(source, revision)
     scheme, _, name = source.partition(":")
-    files = [_CONFIG, WEIGHTS] if weights else [_CONFIG]
     if scheme == "hf-hub":
-        return download_model(name, revision, files, optional=[_PREPROCESSOR])
+        return download_model(name, revision, weights=weights, code=code)
     if scheme == "demo":
         folder = Path(str(importlib.resources.files("g2l_plugin.demo"))) / name
     elif scheme == "local-dir":
@@ -162,6 +146,7 @@ def locate_folder(
         raise UserError(
             f"{source!r} is no published model. Expected hf-hub:org/name or local-dir:path."
         )
+    files = [CONFIG, WEIGHTS] if weights else [CONFIG]
     for file in files:
         if not (folder / file).is_file():
             raise UserError(
@@ -171,118 +156,85 @@ def locate_folder(
     return folder, None
 
 
-def load_folder(
-    folder: Path, source: str, *, pretrained: bool = True, model_kwargs: dict[str, Any]
-) -> nn.Module:
-    """Builds the timm model of a folder with config.json and model.safetensors.
+def split_revision(source: str, revision: str | None = None) -> tuple[str, str | None]:
+    """Parts `hf-hub:org/name@revision`; raises a UserError where another one is given beside it."""
+    if not source.startswith("hf-hub:") or "@" not in source:
+        return source, revision
+    source, _, inline = source.partition("@")
+    if revision not in (None, inline):
+        raise UserError(f"{source} is asked for at two revisions, {inline} and {revision}.")
+    return source, inline
+
+
+def hash_checked(file: Path, source: str) -> str:
+    """The SHA-256 of a weights file, in hexadecimal.
 
     Args:
-        folder: The folder.
+        file: The file.
         source: Its source, for errors.
-        pretrained: False gives random weights.
-        model_kwargs: Arguments for `timm.create_model` beyond those of config.json.
+
+    Raises:
+        UserError: The Hub's cache, which names a file by its hash, names it otherwise.
     """
-    config = _read_json(folder / _CONFIG, source)
-    if hibou.is_transformers_layout(config):
-        return _load_transformers_layout(folder, source, config, pretrained, model_kwargs)
-    if "architecture" not in config:
+    sha256 = hash_file(file)
+    blob = file.resolve()
+    if (
+        blob.parent.name == "blobs"
+        and re.fullmatch("[0-9a-f]{64}", blob.name)
+        and blob.name != sha256
+    ):
         raise UserError(
-            f"{source}: its config.json is none of timm's (no `architecture`). Expected a model "
-            "published for timm, or a DINOv2 with registers and SwiGLU published for transformers."
+            f"{source}: {blob} is damaged: its sha256 is {sha256[:12]}… and not {blob.name[:12]}…. "
+            "Remove it, and run the same again."
         )
-    if config.get("model_args", {}).get("global_pool") == "":
-        # Published to give all tokens, e.g. Virchow2; an encoder gives the class token.
-        model_kwargs = {"global_pool": "token"} | model_kwargs
-    return _create(f"local-dir:{folder}", source, pretrained=pretrained, **model_kwargs)
+    return sha256
 
 
-def is_vision_transformer(folder: Path, source: str) -> bool:
-    """Whether the model of a folder is one of timm's vision transformers.
-
-    Args:
-        folder: The folder.
-        source: Its source, for errors.
-    """
-    architecture = _read_json(folder / _CONFIG, source).get("architecture")
-    return architecture is None or is_model_in_modules(architecture, _VIT_MODULES)
-
-
-def _load_transformers_layout(
-    folder: Path,
+def _load(
     source: str,
-    config: dict[str, Any],
+    revision: str | None,
+    known: KnownEncoder | None,
     pretrained: bool,
-    model_kwargs: dict[str, Any],
-) -> nn.Module:
-    """Builds timm's architecture for a model of transformers; see `hibou`."""
-    kwargs = hibou.timm_model_args(config) | model_kwargs
-    known = KNOWN_ENCODERS.get(source)
-    preprocessor = (
-        _read_json(folder / _PREPROCESSOR, source) if (folder / _PREPROCESSOR).is_file() else {}
-    )
-    # timm's own settings of this architecture are those of another model.
-    cfg = {
-        "input_size": (3, kwargs["img_size"], kwargs["img_size"]),
-        "mean": known.mean if known else preprocessor.get("image_mean"),
-        "std": known.std if known else preprocessor.get("image_std"),
-        "license": known.license if known else None,
-    }
-    model = _create(
-        hibou.ARCHITECTURE, source, pretrained=False, pretrained_cfg_overlay=cfg, **kwargs
-    )
-    if pretrained:
-        features_only = kwargs.get("features_only", False)
-        network: Any = model.model if features_only else model
-        with _told(source):
-            state = hibou.timm_state_dict(
-                safetensors.torch.load_file(folder / WEIGHTS), network.patch_embed.grid_size
-            )
-            if features_only:  # timm has cut off what comes after the last map
-                state = {key: state[key] for key in network.state_dict()}
-            network.load_state_dict(state)
-    return model
-
-
-def _create(name: str, source: str, **kwargs: Any) -> nn.Module:
-    if isinstance(layer := kwargs.get("mlp_layer"), str):  # a config can only name it
-        if not callable(getattr(timm.layers, layer, None)):
-            raise UserError(
-                f"{source}: timm has no layer {layer!r} for `mlp_layer`. Expected a name of "
-                "timm.layers, e.g. Mlp or SwiGLUPacked."
-            )
-        kwargs["mlp_layer"] = getattr(timm.layers, layer)
-    with _told(source):
-        return timm.create_model(name, **({"num_classes": 0} | kwargs))
-
-
-@contextlib.contextmanager
-def _told(
-    source: str,
-    library: str = "timm",
-    advice: str = "`model_kwargs`, and that the weights are complete and belong to its config.json",
-) -> Iterator[None]:
-    """Turns what a library says about wrong arguments or weights into one line."""
-    try:
-        yield
-    except UserError:
-        raise
-    except (RuntimeError, TypeError, ValueError, KeyError, SafetensorError) as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        if len(said) > _MAX_SAID:
-            said = f"{said[:_MAX_SAID]} …"
+    kwargs: dict[str, Any],
+    dtype: torch.dtype,
+    trust_remote_code: str | None,
+) -> tuple[nn.Module, Provenance]:
+    scheme, _, name = source.partition(":")
+    if revision is not None and scheme != "hf-hub":
         raise UserError(
-            f"{library} cannot build {source}: {type(error).__name__}: {said}. Check {advice}."
-        ) from error
-
-
-def _read_json(file: Path, source: str) -> dict[str, Any]:
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{source}: {file} is no JSON: {error}. Fetch the folder anew.") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{source}: {file} holds no JSON object. Fetch the folder anew.")
-    return content
+            f"{source} has no revisions (`revision: {revision}`). Only hf-hub:org/name has."
+        )
+    random = Provenance(source, pretrained=False)
+    if scheme == "scratch" or (not pretrained and known and known.architecture):
+        if known is None or known.architecture is None:
+            raise UserError(f"Unknown network {source}. Expected one that `g2l models` lists.")
+        model = create_timm(known.architecture, source, None, dtype, kwargs)
+        return model, random
+    if scheme in ("hf-hub", "local-dir", "demo"):
+        remote_code = trust_remote_code is not None and trust_remote_code == name
+        folder, commit = locate_folder(source, revision, weights=pretrained, code=remote_code)
+        sha256 = hash_checked(folder / WEIGHTS, source) if pretrained else None
+        model = load_folder(
+            folder,
+            source,
+            pretrained=pretrained,
+            model_kwargs=kwargs,
+            dtype=dtype,
+            remote_code=remote_code,
+        )
+        return model, Provenance(source, commit, WEIGHTS, sha256) if pretrained else random
+    if scheme == "timm":
+        if not pretrained:
+            return create_timm(name, source, None, dtype, kwargs), random
+        file, commit = _download_timm_weights(name, source)
+        sha256 = hash_checked(file, source)
+        model = create_timm(name, source, file, dtype, kwargs)
+        return model, Provenance(source, commit, file.name, sha256)
+    if scheme == "eva":
+        model = _load_from_eva(name, source, pretrained, kwargs).to(dtype)
+        commit = _cached_commit(known.repo_id) if known and known.repo_id else None
+        return model, Provenance(source, commit, None, hash_tensors(model))
+    raise UserError(f"Unknown encoder source {source!r}. Expected {_SCHEMES}.")
 
 
 def _download_timm_weights(name: str, source: str) -> tuple[Path, str]:
@@ -293,7 +245,7 @@ def _download_timm_weights(name: str, source: str) -> tuple[Path, str]:
             f"timm has no weights on the Hub for {name!r}. Check the name with "
             "timm.list_pretrained(), or set `pretrained: false` for random weights."
         )
-    folder, commit = download_model(cfg.hf_hub_id, None, [WEIGHTS])
+    folder, commit = download_model(cfg.hf_hub_id, None, config=False)
     return folder / WEIGHTS, commit
 
 
@@ -308,23 +260,23 @@ def _load_from_eva(name: str, source: str, pretrained: bool, kwargs: dict[str, A
         )
     if not pretrained:
         raise UserError(f"eva:{name} has only its own weights; leave `pretrained` true.")
-    with _told(source, "eva", "`model_kwargs`, the connection and HF_TOKEN"), explained(source):
+    with told(source, "eva", "`model_kwargs`, the connection and HF_TOKEN"), explained(source):
         return ModelFromRegistry(name, model_kwargs=kwargs).model
 
 
-def _split_revision(source: str, revision: str | None) -> tuple[str, str | None]:
-    if not source.startswith("hf-hub:") or "@" not in source:
-        return source, revision
-    source, _, inline = source.partition("@")
-    if revision not in (None, inline):
-        raise UserError(f"{source} is asked for at two revisions, {inline} and {revision}.")
-    return source, inline
+def _cached_commit(repo_id: str) -> str | None:
+    """The commit of a repository's main branch in the local cache."""
+    for file in (WEIGHTS, "pytorch_model.bin", CONFIG):
+        if isinstance(path := try_to_load_from_cache(repo_id, file), str):
+            return Path(path).parent.name
+    return None
 
 
-def sha256_of(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def _compare(encoder: Encoder, known: KnownEncoder) -> None:
+    """Warns where a known encoder is not what it is known as."""
+    found = (encoder.count_parameters(), encoder.provenance.source)
+    if known.parameters is not None and found[0] != known.parameters:
+        logger.warning(
+            f"{found[1]} has {found[0]:,} parameters, and not the {known.parameters:,} that it is "
+            "known with: its repository has changed. Check what it is before you rely on it."
+        )

@@ -68,11 +68,10 @@ def timm_config(encoder: Encoder) -> dict[str, Any]:
     return getattr(encoder.model, "pretrained_cfg", None) or {}
 
 
-def input_size(encoder: Encoder) -> tuple[int, int]:
-    """Height and width of the images that an encoder is made for, in pixels."""
-    patch_embed = getattr(encoder.model, "patch_embed", None)
-    size = getattr(patch_embed, "img_size", None) or timm_config(encoder)["input_size"][1:]
-    return tuple(size)
+def input_size(student: Encoder) -> tuple[int, int]:
+    """Height and width of the images that a student is made for, in pixels: timm models say so."""
+    assert student.input_size is not None
+    return student.input_size
 
 
 def normalization(encoder: Encoder) -> tuple[list[float], list[float]]:

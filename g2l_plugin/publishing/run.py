@@ -70,8 +70,8 @@ def _facts(trainer: KDTrainer, module: DistillationModule, report: Path) -> Stud
         teacher=teacher.provenance,
         start=student.provenance,
         architecture=timm_config(student)["architecture"],
-        parameters=_count(student),
-        teacher_parameters=_count(teacher),
+        parameters=student.count_parameters(),
+        teacher_parameters=teacher.count_parameters(),
         embedding_dim=student.embedding_dim,
         input_size=input_size(student),
         mean=mean,
@@ -84,10 +84,6 @@ def _facts(trainer: KDTrainer, module: DistillationModule, report: Path) -> Stud
         evaluation=_read_report(report),
         license=licenses.pop() if len(licenses) == 1 else None,
     )
-
-
-def _count(encoder: Encoder) -> int:
-    return sum(parameter.numel() for parameter in encoder.parameters())
 
 
 def _describe_loss(loss: Any) -> str:

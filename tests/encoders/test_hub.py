@@ -1,3 +1,5 @@
+import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -7,53 +9,75 @@ import sys
 import pytest
 import timm
 from helpers import save_tiny_model
-from hub_server import serve_hub
-from huggingface_hub import constants
+from hub_server import COMMIT, serve_hub
+from huggingface_hub import errors
 from safetensors.torch import save_file
 
-from g2l_plugin.encoders.hub import download_model
+from g2l_plugin.encoders.hub import explained
 from g2l_plugin.errors import UserError
-
-COMMIT = "0123456789abcdef" * 2 + "01234567"
 
 TOKEN = "hf_that_nobody_may_read"
 
-LOAD = """
-import json, sys
+CLIENT = """
+import json, resource, sys
 from g2l_plugin import UserError, load_encoder
 for line in sys.stdin:
-    source, revision = json.loads(line)
+    source, revision, file_limit = json.loads(line)
+    if file_limit:  # what a full disk does to a write, to this process only
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
     try:
-        print(json.dumps(vars(load_encoder(source, revision).provenance)))
+        answer = vars(load_encoder(source, revision).provenance)
     except UserError as error:
-        print(json.dumps({"error": str(error)}))
+        answer = {"error": str(error)}
+    print(json.dumps(answer), flush=True)
 """
 
 
-def load(tmp_path, *requests, **environment):
-    """Loads each (source, revision) with the real clients; a provenance or an error each."""
-    environment = {
-        **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
-        "HF_HOME": str(tmp_path / "hf"),
-        "HF_HUB_DISABLE_XET": "1",
-        "HF_HUB_DISABLE_TELEMETRY": "1",
-        "HF_TOKEN": TOKEN,
-        **environment,
-    }
-    result = subprocess.run(
-        [sys.executable, "-c", LOAD],
-        input="\n".join(map(json.dumps, requests)),
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert result.returncode == 0, result.stderr
-    assert TOKEN not in result.stdout + result.stderr
-    return [json.loads(line) for line in result.stdout.splitlines()]
+@pytest.fixture
+def connect(tmp_path):
+    """Starts a process that loads encoders with the real clients; returns its function."""
+
+    @contextlib.contextmanager
+    def start(**environment):
+        environment = {
+            **{key: value for key, value in os.environ.items() if not key.startswith("HF_")},
+            "HF_HOME": str(tmp_path / "hf"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "HF_TOKEN": TOKEN,
+            **environment,
+        }
+        log = tmp_path / "client.log"
+        with (
+            log.open("w") as stderr,
+            subprocess.Popen(
+                [sys.executable, "-c", CLIENT],
+                env=environment,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=stderr,
+                text=True,
+            ) as process,
+        ):
+
+            def load(source, revision=None, file_limit=None):
+                print(json.dumps((source, revision, file_limit)), file=process.stdin, flush=True)
+                answer = process.stdout.readline()
+                assert answer, log.read_text()
+                assert TOKEN not in answer
+                answer = json.loads(answer)
+                if "error" in answer:
+                    assert "\n" not in answer["error"]
+                return answer.get("error", answer)
+
+            yield load
+            process.stdin.close()
+        assert TOKEN not in log.read_text()
+
+    return start
 
 
-def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path):
+def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path, connect):
     repo = save_tiny_model(tmp_path / "repo")
     pickled = save_tiny_model(tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
@@ -63,66 +87,111 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path):
     repos = {
         "org/tiny": repo,
         "bioptimus/H-optimus-0": repo,
+        "org/open": repo,
         "org/pickled": pickled,
+        "MahmoodLab/UNI2-h": pickled,
         "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k": timms_own.parent,
     }
-    with serve_hub(repos, gated={"bioptimus/H-optimus-0"}, commit=COMMIT) as url:
-        main, pinned, inline, gated, missing, revision, no_safetensors, timms, misnamed = load(
-            tmp_path,
-            ("hf-hub:org/tiny", None),
-            ("hf-hub:org/tiny", COMMIT),
-            (f"hf-hub:org/tiny@{COMMIT}", None),
-            ("hf-hub:bioptimus/H-optimus-0", None),
-            ("hf-hub:org/nothing", None),
-            ("hf-hub:org/tiny", "v9"),
-            ("hf-hub:org/pickled", None),
-            ("timm:vit_tiny_patch16_224", None),
-            ("hf-hub:one/too/many", None),
-            HF_ENDPOINT=url,
+    with serve_hub(repos) as hub, connect(HF_ENDPOINT=hub.url) as load:
+        hub.gated = {"bioptimus/H-optimus-0": set(), "org/open": {TOKEN}}
+        main = load("hf-hub:org/tiny")
+        assert main == load("hf-hub:org/tiny", COMMIT) == load(f"hf-hub:org/tiny@{COMMIT}")
+        assert main["revision"] == COMMIT
+        assert main["source"] == "hf-hub:org/tiny"
+        assert (main["file"], len(main["sha256"])) == ("model.safetensors", 64)
+        assert load("hf-hub:org/open")["sha256"] == main["sha256"]
+
+        timms = load("timm:vit_tiny_patch16_224")
+        assert (timms["revision"], timms["file"]) == (COMMIT, "model.safetensors")
+        assert timms["sha256"] == hashlib.sha256(timms_own.read_bytes()).hexdigest()
+
+        gated = load("hf-hub:bioptimus/H-optimus-0")
+        for part in (
+            "bioptimus/H-optimus-0 is gated, and your token has no access",
+            f"Ask for access at {hub.url}/bioptimus/H-optimus-0",
+            "hf auth login",
+            "TEACHER=hf-hub:1aurent/vit_giant_patch14_reg4_224.h-optimus-v0",
+        ):
+            assert part in gated
+        assert "no model org/nothing" in load("hf-hub:org/nothing")
+        assert "no revision 'v9'" in load("hf-hub:org/tiny", "v9")
+        assert "Expected hf-hub:org/name" in load("hf-hub:one/too/many")
+        no_safetensors = load("hf-hub:org/pickled")
+        assert (
+            "weights there: pytorch_model.bin). Weights are read from safetensors" in no_safetensors
         )
-    assert main == pinned == inline
-    assert main["revision"] == COMMIT
-    assert main["source"] == "hf-hub:org/tiny"
-    assert (main["file"], len(main["sha256"])) == ("model.safetensors", 64)
-    for part in (
-        "No access to bioptimus/H-optimus-0",
-        f"Ask for access at {url}/bioptimus/H-optimus-0",
-        "hf auth login",
-        "TEACHER=hf-hub:1aurent/vit_giant_patch14_reg4_224.h-optimus-v0",
-    ):
-        assert part in gated["error"]
-    assert "no model org/nothing" in missing["error"]
-    assert "no revision 'v9'" in revision["error"]
-    assert "safetensors only" in no_safetensors["error"]
+        assert "TEACHER=eva:pathology/mahmood_uni2_h" in load("hf-hub:MahmoodLab/UNI2-h")
+        hub.expired = {TOKEN}
+        assert "does not take your token" in load("hf-hub:org/nothing")
 
-    assert (timms["revision"], timms["file"]) == (COMMIT, "model.safetensors")
-    assert timms["sha256"] == hashlib.sha256(timms_own.read_bytes()).hexdigest()
-    assert "Expected hf-hub:org/name" in misnamed["error"]
+        url = hub.url
+        hub.expired = set()
 
-    offline, absent = load(
-        tmp_path, ("hf-hub:org/tiny", None), ("hf-hub:org/other", None), HF_HUB_OFFLINE="1"
-    )
-    assert offline == main
-    assert "not in the local cache" in absent["error"]
+        with connect(HF_ENDPOINT=url, HF_TOKEN="") as load_as_nobody:
+            gated = load_as_nobody("hf-hub:bioptimus/H-optimus-0")
+            assert "is gated, and you are not logged in" in gated
+
+    with connect(HF_HUB_OFFLINE="1") as load:
+        assert load("hf-hub:org/tiny") == main
+        assert "not in the local cache, and HF_HUB_OFFLINE is set" in load("hf-hub:org/other")
 
     # The server is gone: the cache still serves, and what it lacks is told at once.
-    unreachable, gone = load(
-        tmp_path,
-        ("hf-hub:org/tiny", None),
-        ("hf-hub:bioptimus/H-optimus-0", None),
-        HF_ENDPOINT=url,
-    )
-    assert unreachable == main
-    assert "the Hub cannot be reached" in gone["error"]
-    assert "Ask for access at" in gone["error"]
+    with connect(HF_ENDPOINT=url) as load:
+        assert load("hf-hub:org/tiny") == main
+        gone = load("hf-hub:bioptimus/H-optimus-0")
+        assert "the Hub cannot be reached" in gone and "Ask for access at" in gone
+        blobs = tmp_path / "hf" / "hub" / "models--org--tiny" / "blobs"
+        blob = blobs / main["sha256"]
+        data = bytearray(blob.read_bytes())
+        data[-1] ^= 1
+        blob.write_bytes(data)
+        assert f"{blob} is damaged" in load("hf-hub:org/tiny")
 
 
-def test_a_hub_that_is_down_is_one_that_cannot_be_reached(tmp_path, monkeypatch):
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-    with serve_hub({"org/tiny": tmp_path}, down={"org/tiny"}) as url:
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        with pytest.raises(
-            UserError, match="org/tiny is not in the local cache, and the Hub cannot"
-        ):
-            download_model("org/tiny", None, ["config.json"])
+def ranges_of(hub):
+    """Where the client asked a file to be sent from, other than its beginning."""
+    return [int(part.removeprefix("bytes=").rstrip("-")) for *_, part in hub.served if part]
+
+
+def test_a_download_survives_what_networks_and_disks_do(tmp_path, connect):
+    repo = save_tiny_model(tmp_path / "repo", embed_dim=384, depth=16)
+    size = (repo / "model.safetensors").stat().st_size
+    names = ["org/busy", "org/down", "org/cut", "org/broken", "org/full"]
+    with serve_hub(dict.fromkeys(names, repo)) as hub, connect(HF_ENDPOINT=hub.url) as load:
+        hub.busy = 2
+        expected = load("hf-hub:org/busy")["sha256"]
+        assert hub.busy == 0
+
+        hub.down = {"org/down"}
+        assert "org/down is not in the local cache, and the Hub cannot" in load("hf-hub:org/down")
+
+        hub.cut = 1
+        assert load("hf-hub:org/cut")["sha256"] == expected
+        assert len(ranges_of(hub)) == 1  # it went on where it was
+
+        hub.cut = 1000
+        assert "org/broken was cut off" in load("hf-hub:org/broken")
+        hub.cut = 0
+        assert load("hf-hub:org/broken")["sha256"] == expected
+
+        full = load("hf-hub:org/full", file_limit=size // 2)
+        assert "The disk is full: org/full does not fit into" in full
+        assert "HF_HOME" in full
+        partial = [path for path in (tmp_path / "hf").rglob("*.incomplete")]
+        assert not partial, "half a file was left"
+
+
+def test_a_full_disk_is_told_by_whatever_name_it_comes():
+    for error in (
+        OSError(errno.ENOSPC, "No space left on device"),
+        OSError(errno.EDQUOT, "Disk quota exceeded"),
+        errors.XetDownloadError("IO Error: No space left on device (os error 28)"),
+    ):
+        with pytest.raises(UserError, match="disk is full: org/name"), explained("hf-hub:org/name"):
+            raise error
+    with pytest.raises(UserError, match="cut off.*are kept"), explained("hf-hub:org/name"):
+        raise errors.XetDownloadError("stream ended")
+    with pytest.raises(UserError, match="HF_HOME"), explained("hf-hub:org/name"):
+        raise PermissionError(errno.EACCES, "denied")
+    with pytest.raises(FileNotFoundError), explained("hf-hub:org/name"):
+        raise FileNotFoundError(errno.ENOENT, "a bug of ours")

@@ -1,0 +1,239 @@
+"""The network of a published folder: config.json and model.safetensors, of timm or transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import timm
+import timm.layers
+import torch
+from timm.models import is_model_in_modules, model_entrypoint
+from torch import nn
+
+from g2l_plugin.encoders import transformers_layout
+from g2l_plugin.encoders.hub import CONFIG, PREPROCESSOR
+from g2l_plugin.encoders.transformers_network import load_transformers
+from g2l_plugin.encoders.weights import WEIGHTS, build_network
+from g2l_plugin.errors import UserError
+
+_MAX_SAID = 200
+"""Characters of a library's own message that fit into one line of ours."""
+_VIT_MODULES = ("vision_transformer", "deit", "eva")
+
+
+def load_folder(
+    folder: Path,
+    source: str,
+    *,
+    pretrained: bool = True,
+    model_kwargs: dict[str, Any],
+    dtype: torch.dtype = torch.float32,
+    remote_code: bool = False,
+) -> nn.Module:
+    """Builds the network of a folder.
+
+    A ViT or DINOv2 of transformers becomes timm's; what timm does not have is of the transformers
+    library's own class, or of the folder's code where that is allowed.
+
+    Args:
+        folder: The folder.
+        source: Its source, for errors.
+        pretrained: False gives random weights.
+        model_kwargs: Arguments for `timm.create_model` beyond those of config.json.
+        dtype: Precision to hold the weights in.
+        remote_code: Whether Python code in the folder may run.
+
+    Raises:
+        UserError: The folder holds no model that can be built, or other weights than its config
+            says.
+    """
+    config = read_json(folder / CONFIG, source)
+    file = folder / WEIGHTS if pretrained else None
+    if "architecture" in config:
+        if config.get("model_args", {}).get("global_pool") == "":
+            # Published to give all tokens, e.g. Virchow2; an encoder gives the class token.
+            model_kwargs = {"global_pool": "token"} | model_kwargs
+        return create_timm(f"local-dir:{folder}", source, file, dtype, model_kwargs)
+    if transformers_layout.is_translatable(config) and not remote_code:
+        return _translate(folder, source, config, file, dtype, model_kwargs)
+    if "model_type" not in config:
+        raise UserError(
+            f"{source}: its config.json is neither timm's (no `architecture`) nor transformers' "
+            "(no `model_type`). Expected a model published for one of them."
+        )
+    return load_transformers(
+        folder, source, config, pretrained=pretrained, dtype=dtype, remote_code=remote_code
+    )
+
+
+def create_timm(
+    name: str,
+    source: str,
+    file: Path | None,
+    dtype: torch.dtype,
+    model_kwargs: dict[str, Any],
+) -> nn.Module:
+    """Builds a timm model and gives it the weights of a file, each of them.
+
+    timm itself only logs, below its warnings, which weights it did not find and left random.
+
+    Args:
+        name: timm's name of the model, or `local-dir:` of a folder with config.json.
+        source: Its source, for errors.
+        file: The safetensors file; None leaves random weights.
+        dtype: Precision to hold the weights in.
+        model_kwargs: Arguments for `timm.create_model`; `mlp_layer` and `act_layer` may be names.
+    """
+    kwargs = {"num_classes": 0} | model_kwargs
+    if isinstance(layer := kwargs.get("mlp_layer"), str):  # a config can only name it
+        if not callable(getattr(timm.layers, layer, None)):
+            raise UserError(
+                f"{source}: timm has no layer {layer!r} for `mlp_layer`. Expected a name of "
+                "timm.layers, e.g. Mlp or SwiGLUPacked."
+            )
+        kwargs["mlp_layer"] = getattr(timm.layers, layer)
+
+    def build() -> nn.Module:
+        return timm.create_model(name, pretrained=False, **kwargs)
+
+    with told(source):
+        if file is None:
+            return build().to(dtype)
+        if kwargs.get("features_only"):  # timm cuts off what comes after the last map
+            overlay = None if name.startswith("local-dir:") else {"file": str(file)}
+            return timm.create_model(
+                name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs
+            ).to(dtype)
+        return build_network(build, file, source, _as_timm_loads, dtype)
+
+
+def is_vision_transformer(folder: Path, source: str) -> bool:
+    """Whether the model of a folder is a vision transformer of timm, or becomes one.
+
+    Args:
+        folder: The folder.
+        source: Its source, for errors.
+    """
+    config = read_json(folder / CONFIG, source)
+    if "architecture" in config:
+        return is_model_in_modules(config["architecture"], _VIT_MODULES)
+    return transformers_layout.is_translatable(config)
+
+
+def read_json(file: Path, source: str) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Args:
+        file: The file.
+        source: What it belongs to, for errors.
+
+    Raises:
+        UserError: It holds none.
+    """
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{source}: {file} is no JSON: {error}. Fetch the folder anew.") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{source}: {file} holds no JSON object. Fetch the folder anew.")
+    return content
+
+
+@contextlib.contextmanager
+def told(
+    source: str,
+    library: str = "timm",
+    advice: str = "`model_kwargs`, and that the weights belong to its config.json",
+) -> Iterator[None]:
+    """Turns what a library says about wrong arguments or weights into one line.
+
+    Args:
+        source: The source that is being loaded.
+        library: Who builds it.
+        advice: What to check.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
+        said = " ".join(str(error).split()).rstrip(".")
+        if len(said) > _MAX_SAID:
+            said = f"{said[:_MAX_SAID]} …"
+        raise UserError(
+            f"{library} cannot build {source}: {type(error).__name__}: {said}. Check {advice}."
+        ) from error
+
+
+def _as_timm_loads(state: dict[str, torch.Tensor], network: Any) -> dict[str, torch.Tensor]:
+    """What timm's own loading makes of a checkpoint: sizes adapted, the classifier left out."""
+    cfg = network.pretrained_cfg
+    module = sys.modules[model_entrypoint(cfg["architecture"]).__module__]
+    if (adapt := getattr(module, "checkpoint_filter_fn", None)) is not None:
+        state = adapt(state, network)
+    classifiers = cfg.get("classifier") or ()
+    prefixes = tuple(
+        f"{name}." for name in ((classifiers,) if isinstance(classifiers, str) else classifiers)
+    )
+    expected = network.state_dict()
+    return {
+        name: value
+        for name, value in state.items()
+        if name in expected or not name.startswith(prefixes)
+    }
+
+
+def _translate(
+    folder: Path,
+    source: str,
+    config: dict[str, Any],
+    file: Path | None,
+    dtype: torch.dtype,
+    model_kwargs: dict[str, Any],
+) -> nn.Module:
+    """Builds timm's architecture for a model of transformers; see `transformers_layout`."""
+    architecture = transformers_layout.timm_architecture(config)
+    kwargs = {"num_classes": 0} | transformers_layout.timm_model_args(config) | model_kwargs
+    preprocessor = (
+        read_json(folder / PREPROCESSOR, source) if (folder / PREPROCESSOR).is_file() else {}
+    )
+    size = kwargs["img_size"]
+    # timm's own settings of this architecture are those of another model.
+    cfg = {
+        "input_size": (3, *((size, size) if isinstance(size, int) else size)),
+        "mean": preprocessor.get("image_mean"),
+        "std": preprocessor.get("image_std"),
+        "license": None,
+    }
+
+    def build() -> nn.Module:
+        network = timm.create_model(architecture, pretrained_cfg_overlay=cfg, **kwargs)
+        eps = config.get("layer_norm_eps", transformers_layout.LAYER_NORM_EPS)
+        if eps != transformers_layout.LAYER_NORM_EPS:
+            for module in network.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.eps = eps
+            # A config.json of timm has no place for it; who publishes the network has to know.
+            network.unpublishable = f"layer norm's epsilon {eps:g}"
+        return network
+
+    def convert(state: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+        inner: Any = network.model if kwargs.get("features_only") else network
+        state = transformers_layout.timm_state_dict(
+            state, config, inner.patch_embed.grid_size, source
+        )
+        if inner is network:
+            return state
+        # timm has cut off what comes after the last map.
+        state = {f"model.{name}": value for name, value in state.items()}
+        return {name: state[name] for name in network.state_dict()}
+
+    with told(source):
+        if file is None:
+            return build().to(dtype)
+        return build_network(build, file, source, convert, dtype)

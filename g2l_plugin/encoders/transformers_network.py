@@ -1,0 +1,118 @@
+"""Networks that only the transformers library has, or only their own repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from g2l_plugin.encoders.weights import WEIGHTS, read_tensors
+from g2l_plugin.errors import UserError
+
+
+class TransformersNetwork(nn.Module):
+    """A vision model of transformers, called as one of timm's is.
+
+    It must give `last_hidden_state` (B, T, D), the class token first, then registers, then patches.
+    """
+
+    def __init__(self, model: Any) -> None:
+        """Initializes the network.
+
+        Args:
+            model: The model, as `AutoModel` builds it.
+        """
+        super().__init__()
+        self.model = model
+        config = model.config
+        self.num_features: int = config.hidden_size
+        self.num_prefix_tokens = 1 + (getattr(config, "num_register_tokens", 0) or 0)
+        self.input_size = getattr(config, "image_size", None)
+        self.patch_size = getattr(config, "patch_size", None)
+
+    def forward_features(self, images: torch.Tensor) -> torch.Tensor:
+        """All tokens (B, T, D) of normalised images (B, 3, H, W)."""
+        return self.model(pixel_values=images).last_hidden_state
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """The class token (B, D) of normalised images (B, 3, H, W)."""
+        return self.forward_features(images)[:, 0]
+
+
+def load_transformers(
+    folder: Path,
+    source: str,
+    config: dict[str, Any],
+    *,
+    pretrained: bool,
+    dtype: torch.dtype,
+    remote_code: bool,
+) -> nn.Module:
+    """Loads a model with the transformers library's own class, or with the folder's code.
+
+    Args:
+        folder: Folder with config.json and model.safetensors.
+        source: Its source, for errors.
+        config: The parsed config.json.
+        pretrained: False gives random weights.
+        dtype: Precision to hold the weights in.
+        remote_code: Whether Python code in the folder may run.
+
+    Raises:
+        UserError: The library has no class for it and its code may not run, or weights are missing.
+    """
+    _check_code(source, config, remote_code)
+    options: dict[str, Any] = {
+        "trust_remote_code": remote_code,
+        "local_files_only": True,
+        "code_revision": folder.name if remote_code else None,
+    }
+    try:
+        if not pretrained:
+            parsed = transformers.AutoConfig.from_pretrained(folder, **options)
+            model = transformers.AutoModel.from_config(parsed, trust_remote_code=remote_code)
+            return TransformersNetwork(model.to(dtype))
+        read_tensors(folder / WEIGHTS, source)
+        model, report = transformers.AutoModel.from_pretrained(
+            folder, use_safetensors=True, output_loading_info=True, dtype=dtype, **options
+        )
+    except (RuntimeError, TypeError, ValueError, KeyError, ImportError, OSError) as error:
+        said = " ".join(str(error).split())[:200].rstrip(".")
+        raise UserError(
+            f"transformers cannot build {source}: {type(error).__name__}: {said}. Check its "
+            "config.json and that its weights belong to it."
+        ) from error
+    missing = sorted(
+        name
+        for name in {*report["missing_keys"], *map(str, report["mismatched_keys"])}
+        if "pooler." not in name  # not used for tokens, and often not published
+    )
+    if missing:  # transformers leaves them random
+        raise UserError(
+            f"{source}: {len(missing)} weights of its config.json are not in {WEIGHTS} "
+            f"({', '.join(missing[:3])}). Check that the file belongs to it."
+        )
+    return TransformersNetwork(model)
+
+
+def _check_code(source: str, config: dict[str, Any], remote_code: bool) -> None:
+    """Raises where a model needs code that may not run, or that of another repository."""
+    name = source.partition(":")[2]
+    if not remote_code:
+        if config["model_type"] not in transformers.CONFIG_MAPPING:
+            raise UserError(
+                f"{source} is of type {config['model_type']!r}, which transformers "
+                f"{transformers.__version__} does not have. Its own code runs only where you name "
+                f"it, after reading it: `trust_remote_code: {name}` (TRUST_REMOTE_CODE={name})."
+            )
+        return
+    for reference in config.get("auto_map", {}).values():
+        owner = str(reference).partition("--")[0] if "--" in str(reference) else name
+        if owner != name:
+            raise UserError(
+                f"{source} would run code of another repository, {owner}. Only that of {name} is "
+                "allowed; keep a copy of both in one folder (local-dir:path)."
+            )
