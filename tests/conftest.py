@@ -1,6 +1,11 @@
 """Shared fixtures: small slides that the tests make, and the real ones where they are."""
 
 import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the cores, and so do the processes that they start: before torch is imported.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 from pathlib import Path
 
 import numpy as np

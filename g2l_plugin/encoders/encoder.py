@@ -78,7 +78,7 @@ class Encoder(nn.Module):
         self.output = output
         self.provenance = provenance
         self.input_size = _input_size(model)
-        self.patch_size = _pair(getattr(getattr(model, "patch_embed", None), "patch_size", None))
+        self.patch_size = _pair(getattr(getattr(model, "patch_embed", model), "patch_size", None))
         if output != "class_token" and not getattr(model, "num_prefix_tokens", 0):
             raise UserError(
                 f"{provenance.source} gives no patch tokens beside a class token, which "
@@ -172,8 +172,9 @@ def _input_size(model: nn.Module) -> tuple[int, int] | None:
     for network in (model, getattr(model, "model", None)):
         size = getattr(getattr(network, "patch_embed", None), "img_size", None)
         size = size or (getattr(network, "pretrained_cfg", None) or {}).get("input_size")
+        size = size or getattr(network, "input_size", None)
         if size:
-            return _pair(tuple(size)[-2:])
+            return _pair(size if isinstance(size, int) else tuple(size)[-2:])
     return None
 
 

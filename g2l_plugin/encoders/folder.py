@@ -212,7 +212,7 @@ def _translate(
     }
 
     def build() -> nn.Module:
-        network = timm.create_model(architecture, pretrained_cfg_overlay=cfg, **kwargs)
+        network: Any = timm.create_model(architecture, pretrained_cfg_overlay=cfg, **kwargs)
         eps = config.get("layer_norm_eps", transformers_layout.LAYER_NORM_EPS)
         if eps != transformers_layout.LAYER_NORM_EPS:
             for module in network.modules():

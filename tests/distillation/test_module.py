@@ -4,6 +4,7 @@ import pytest
 import torch
 from eva.core.models.modules.typings import INPUT_BATCH
 from helpers import TINY, WIDER, save_tiny_model
+from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from g2l_plugin.distillation.losses import LogSumLoss
 from g2l_plugin.distillation.module import DistillationModule
@@ -123,3 +124,46 @@ def test_a_missing_student_is_told_before_the_teacher_is_read(make_module, tmp_p
     with pytest.raises(UserError, match="none"):
         module.configure_model()
     assert module.teacher is None
+
+
+def test_encoders_that_cannot_be_distilled_are_told_before_training(make_module, tmp_path):
+    with pytest.raises(UserError, match="takes images of 32x32 px, and its views have 64x64 px"):
+        make_module(view=AugmentedView(64)).configure_model()
+    folder = f"local-dir:{save_tiny_model(tmp_path / 'other')}"
+    with pytest.raises(UserError, match="is asked for patch tokens"):
+        make_module(teacher=EncoderSource(folder, output="patch_tokens")).configure_model()
+    with pytest.raises(UserError, match="student's output is 'class_and_mean_patch'"):
+        make_module(student=EncoderSource(folder, output="class_and_mean_patch")).configure_model()
+
+
+def test_a_start_that_a_published_model_cannot_hold_is_told_before_training(make_module, tmp_path):
+    config = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 1}
+    for model, obstacle in (
+        (ViTModel(ViTConfig(**config, image_size=32, patch_size=8)), "layer norm's epsilon 1e-12"),
+        (Dinov2Model(Dinov2Config(**config, qkv_bias=False)), "TransformersNetwork is none of"),
+    ):
+        folder = tmp_path / type(model).__name__
+        model.save_pretrained(folder)
+        start = EncoderSource(
+            f"local-dir:{folder}",
+            mean=[0.5] * 3,
+            std=[0.5] * 3,
+            model_kwargs={"img_size": 32},
+        )
+        with pytest.raises(UserError, match=f"student cannot start from .*{obstacle}"):
+            make_module(student=start).configure_model()
+        module = make_module(teacher=start)
+        module.configure_model()
+        assert module.teacher.embedding_dim == 48
+
+
+def test_a_teacher_may_be_wider_and_of_another_precision(make_module, tmp_path):
+    folder = f"local-dir:{save_tiny_model(tmp_path / 'other')}"
+    teacher = EncoderSource(folder, output="class_and_mean_patch", dtype="bfloat16")
+    module = make_module(teacher=teacher)
+    module.configure_model()
+    student, target = module._embed(torch.rand(4, 3, 32, 32))
+    assert target.shape == (4, 64)
+    loss = module.objective(student, target)
+    loss.backward()
+    assert loss.dtype == torch.float32 and torch.isfinite(loss)

@@ -4,7 +4,10 @@ import json
 import pytest
 import timm
 import torch
+from eva.vision.models.networks.backbones import backbone_registry
 from helpers import TINY, WIDER, save_tiny_model
+from safetensors.torch import load_file, save_file
+from timm.models import save_for_hf
 
 from g2l_plugin.encoders.encoder import Encoder, Provenance
 from g2l_plugin.encoders.load import EncoderSource, load_encoder
@@ -97,6 +100,85 @@ def test_layers_are_named_as_a_config_can():
         )
 
 
+def test_the_output_is_class_token_mean_patch_or_patches(tmp_path):
+    source = f"local-dir:{save_tiny_model(tmp_path / 'model', reg_tokens=2)}"
+    images = torch.rand(2, 3, 32, 32)
+    plain, joined, patches = (
+        load_encoder(source, output=output).eval()
+        for output in ("class_token", "class_and_mean_patch", "patch_tokens")
+    )
+    with torch.no_grad():
+        tokens = plain.model.forward_features((images - plain.mean) / plain.std)
+        assert torch.equal(plain(images), tokens[:, 0])
+        assert torch.equal(patches(images), tokens[:, 3:])
+        expected = torch.cat([tokens[:, 0], tokens[:, 3:].mean(1)], dim=1)
+        assert torch.equal(joined(images), expected)
+    assert (joined.embedding_dim, patches.embedding_dim) == (64, 32)
+    assert (plain.input_size, plain.patch_size) == ((32, 32), (8, 8))
+    with pytest.raises(UserError, match="timm:resnet10t gives no patch tokens"):
+        load_encoder("timm:resnet10t", pretrained=False, output="patch_tokens")
+
+
+def test_weights_are_held_in_the_precision_that_was_asked_for(tmp_path):
+    source = f"local-dir:{save_tiny_model(tmp_path / 'model')}"
+    full, half = (load_encoder(source, dtype=d).eval() for d in ("float32", "bfloat16"))
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        cosine = torch.cosine_similarity(full(images), half(images).float())
+    assert cosine.min() > 0.99
+    assert full.provenance == half.provenance
+    with pytest.raises(UserError, match="Unknown dtype 'int8'. Expected float32, bfloat16"):
+        load_encoder(source, dtype="int8")
+
+
+def test_weights_that_are_missing_are_never_left_random(tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    # timm then takes the network for one whose classifier is replaced, and is not strict.
+    config["pretrained_cfg"]["num_classes"] = 1000
+    (folder / "config.json").write_text(json.dumps(config | {"num_classes": 1000}))
+    head = {"head.weight": torch.zeros(1000, 32), "head.bias": torch.zeros(1000)}
+    save_file(weights | head, folder / "model.safetensors")
+    assert load_encoder(f"local-dir:{folder}").embedding_dim == 32
+    weights.pop("norm.weight")
+    save_file(weights | head, folder / "model.safetensors")
+    timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)  # timm says nothing
+    with pytest.raises(UserError, match="1 weights missing .norm.weight."):
+        load_encoder(f"local-dir:{folder}")
+
+
+def test_tables_that_are_computed_and_not_saved_are_right(tmp_path):
+    args = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 2}
+    model = timm.create_model("eva02_tiny_patch14_224", num_classes=0, **args).eval()
+    assert {name for name, _ in model.named_buffers()} - model.state_dict().keys()
+    save_for_hf(model, str(tmp_path / "rotary"), safe_serialization=True)
+    encoder = load_encoder(f"local-dir:{tmp_path / 'rotary'}").eval()
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(encoder(images), model((images - encoder.mean) / encoder.std))
+
+
+def test_evas_own_weights_are_told_by_a_hash_of_their_tensors(monkeypatch):
+    entries = backbone_registry._registry
+    network = timm.create_model("vit_tiny_patch16_224", num_classes=0, **TINY)
+    monkeypatch.setitem(entries, "pathology/ours", lambda: network)
+    first, second = (
+        load_encoder("eva:pathology/ours", mean=(0.5,) * 3, std=(0.5,) * 3) for _ in range(2)
+    )
+    assert len(first.provenance.sha256) == 64
+    assert first.provenance == second.provenance
+    assert f"tensors sha256 {first.provenance.sha256[:12]}" in first.describe()
+    with torch.no_grad():
+        network.norm.bias[0] += 1
+    third = load_encoder("eva:pathology/ours", mean=(0.5,) * 3, std=(0.5,) * 3)
+    assert third.provenance.sha256 != first.provenance.sha256
+    # The normalisation that timm has for an architecture is not that of weights from elsewhere.
+    with pytest.raises(UserError, match="normalisation of eva:pathology/ours is not known"):
+        load_encoder("eva:pathology/ours")
+
+
 def test_pickled_weights_are_never_read(tmp_path):
     folder = save_tiny_model(tmp_path / "model")
     torch.save({}, folder / "pytorch_model.bin")
@@ -112,6 +194,7 @@ def test_pickled_weights_are_never_read(tmp_path):
         ("timm:no_such_model", "no weights on the Hub for 'no_such_model'"),
         ("eva:pathology/none", "eva has no backbone 'pathology/none'.*bioptimus_h_optimus_0"),
         ("local-dir:/no/such/folder", "there is no /no/such/folder/config.json"),
+        ("scratch:vitx", "Unknown network scratch:vitx. Expected one that `g2l models` lists"),
         ("hf-hub:org/name@a", "asked for at two revisions, a and b"),
     ],
 )
@@ -119,6 +202,12 @@ def test_a_wrong_source_is_told_in_one_line(source, said):
     with pytest.raises(UserError, match=said) as caught:
         load_encoder(source, "b" if "@" in source else None)
     assert "\n" not in str(caught.value)
+
+
+def test_only_the_hub_has_revisions(tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
+    with pytest.raises(UserError, match="has no revisions .`revision: v1`."):
+        load_encoder(f"local-dir:{folder}", "v1")
 
 
 def test_wrong_arguments_are_told(tmp_path):

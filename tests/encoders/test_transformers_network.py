@@ -1,0 +1,106 @@
+import json
+import textwrap
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+
+from g2l_plugin.encoders.load import load_encoder
+from g2l_plugin.errors import UserError
+
+NORMALIZATION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+# transformers has this network, timm does not: its queries have no bias.
+CONFIG = Dinov2WithRegistersConfig(
+    hidden_size=48, num_attention_heads=3, num_hidden_layers=1, patch_size=14, qkv_bias=False
+)
+
+CODE = """
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.modeling_outputs import BaseModelOutput
+
+    class OwnConfig(PretrainedConfig):
+        model_type = "own"
+        hidden_size = 8
+
+    class OwnModel(PreTrainedModel):
+        config_class = OwnConfig
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.project = torch.nn.Linear(3, 8)
+            self.post_init()
+
+        def forward(self, pixel_values):
+            tokens = pixel_values.flatten(2).transpose(1, 2)[:, :5]
+            return BaseModelOutput(last_hidden_state=self.project(tokens))
+"""
+
+
+@pytest.fixture
+def reference(tmp_path):
+    torch.manual_seed(0)
+    reference = Dinov2WithRegistersModel(CONFIG).eval()
+    reference.save_pretrained(tmp_path)
+    return reference
+
+
+def test_what_timm_lacks_is_of_transformers_own_class(tmp_path, reference):
+    source = f"local-dir:{tmp_path}"
+    encoder = load_encoder(source, **NORMALIZATION).eval()
+    patches = load_encoder(source, output="patch_tokens", **NORMALIZATION).eval()
+    images = torch.rand(2, 3, 224, 224)
+    with torch.no_grad():
+        expected = reference((images - 0.5) / 0.5).last_hidden_state
+        torch.testing.assert_close(encoder(images), expected[:, 0])
+        torch.testing.assert_close(patches(images), expected[:, 5:])
+    assert (encoder.embedding_dim, encoder.input_size, encoder.patch_size) == (
+        48,
+        (224, 224),
+        (14, 14),
+    )
+    fresh = load_encoder(source, pretrained=False, **NORMALIZATION)
+    assert not fresh.provenance.pretrained
+
+
+def test_weights_that_transformers_would_leave_random_are_told(tmp_path, reference):
+    weights = load_file(tmp_path / "model.safetensors")
+    weights.pop("layernorm.weight")
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(
+        UserError, match="1 weights of its config.json are not in model.safetensors"
+    ):
+        load_encoder(f"local-dir:{tmp_path}", **NORMALIZATION)
+
+
+def test_code_of_a_repository_runs_only_where_it_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
+    folder = tmp_path / "own"
+    folder.mkdir()
+    (folder / "own_model.py").write_text(textwrap.dedent(CODE))
+    config = {
+        "model_type": "own",
+        "architectures": ["OwnModel"],
+        "auto_map": {"AutoConfig": "own_model.OwnConfig", "AutoModel": "own_model.OwnModel"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {"project.weight": torch.ones(8, 3), "project.bias": torch.zeros(8)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    source = f"local-dir:{folder}"
+
+    for allowed in (None, "org/other"):
+        with pytest.raises(UserError, match=f"`trust_remote_code: {folder}`"):
+            load_encoder(source, trust_remote_code=allowed, **NORMALIZATION)
+    assert not (tmp_path / "m").exists()
+
+    encoder = load_encoder(source, trust_remote_code=str(folder), **NORMALIZATION)
+    with torch.no_grad():
+        embedding = encoder(torch.ones(1, 3, 8, 8))
+    torch.testing.assert_close(embedding, torch.full((1, 8), 3.0))
+
+    config["auto_map"]["AutoModel"] = "org/other--own_model.OwnModel"
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="code of another repository, org/other"):
+        load_encoder(source, trust_remote_code=str(folder), **NORMALIZATION)
