@@ -22,3 +22,4 @@ bench:
 	python benchmarks/mixing.py
 	python benchmarks/memory.py
 	python benchmarks/sharpness.py
+	python benchmarks/giant_teacher.py

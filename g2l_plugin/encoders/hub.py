@@ -126,6 +126,9 @@ def explained(source: str, revision: str | None = None) -> Iterator[None]:
                 f"{name} cannot be written to the Hub's cache: {error}. Set HF_HOME to a folder "
                 "that you may write to."
             ) from error
+        if error.errno is None and isinstance(error.__cause__, Exception):
+            with explained(source, revision):  # transformers wraps the Hub's errors
+                raise error.__cause__ from None
         if error.errno is None:  # of the Hub's client, and not of the system
             raise UserError(_cut_off(name, error)) from error
         raise

@@ -15,6 +15,9 @@ from g2l_plugin.errors import UserError
 WEIGHTS = "model.safetensors"
 """The only file that weights are read from."""
 
+_PICKLES = (b"PK", b"\x80\x02")
+"""How files of torch.save begin: as a zip of pickles, or as a pickle."""
+
 _N_NAMED = 3
 """Names of weights that fit into one line."""
 
@@ -66,6 +69,12 @@ def read_tensors(
     Raises:
         UserError: The file is no safetensors file, or not whole.
     """
+    with file.open("rb") as stream:
+        if stream.read(2) in _PICKLES:
+            raise UserError(
+                f"{source}: {file} is a pickle under another name, which could run code when it is "
+                "read. Expected a safetensors file; convert a copy that you trust."
+            )
     try:
         with safe_open(file, framework="pt") as tensors:
             state = {}

@@ -193,5 +193,7 @@ def test_a_full_disk_is_told_by_whatever_name_it_comes():
         raise errors.XetDownloadError("stream ended")
     with pytest.raises(UserError, match="HF_HOME"), explained("hf-hub:org/name"):
         raise PermissionError(errno.EACCES, "denied")
+    with pytest.raises(UserError, match="the Hub cannot be reached"), explained("eva:x"):
+        raise OSError("as transformers tells it") from ConnectionError("nothing there")
     with pytest.raises(FileNotFoundError), explained("hf-hub:org/name"):
         raise FileNotFoundError(errno.ENOENT, "a bug of ours")

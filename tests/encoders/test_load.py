@@ -181,7 +181,11 @@ def test_evas_own_weights_are_told_by_a_hash_of_their_tensors(monkeypatch):
 
 def test_pickled_weights_are_never_read(tmp_path):
     folder = save_tiny_model(tmp_path / "model")
-    torch.save({}, folder / "pytorch_model.bin")
+    for zipped in (True, False):
+        torch.save({}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
+        (folder / "model.safetensors").write_bytes((folder / "pytorch_model.bin").read_bytes())
+        with pytest.raises(UserError, match="is a pickle under another name"):
+            load_encoder(f"local-dir:{folder}")
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"there is no .*model\.safetensors"):
         load_encoder(f"local-dir:{folder}")
