@@ -1,15 +1,18 @@
 """Small encoders that tests make, without network, and eva's command line as a user calls it."""
 
+import json
 import os
 import re
 import shlex
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import tifffile
 import timm
 import torch
+from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 ROOT = Path(__file__).parents[1]
@@ -38,6 +41,44 @@ def save_tiny_model(folder: Path, seed: int = 0, mean=(0.7, 0.6, 0.65), **model_
             "std": (0.2, 0.25, 0.15),
         },
     )
+    return folder
+
+
+_OWN_CODE = """
+    import torch
+    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers.modeling_outputs import BaseModelOutput
+
+    class OwnConfig(PretrainedConfig):
+        model_type = "own"
+        hidden_size = 8
+
+    class OwnModel(PreTrainedModel):
+        config_class = OwnConfig
+
+        def __init__(self, config):
+            super().__init__(config)
+            self.project = torch.nn.Linear(3, 8)
+            self.post_init()
+
+        def forward(self, pixel_values):
+            tokens = pixel_values.flatten(2).transpose(1, 2)[:, :5]
+            return BaseModelOutput(last_hidden_state=self.project(tokens))
+"""
+
+
+def save_own_code(folder: Path) -> Path:
+    """Publishes a model that only its own code can build; returns the folder."""
+    folder.mkdir()
+    (folder / "own_model.py").write_text(textwrap.dedent(_OWN_CODE))
+    config = {
+        "model_type": "own",
+        "architectures": ["OwnModel"],
+        "auto_map": {"AutoConfig": "own_model.OwnConfig", "AutoModel": "own_model.OwnModel"},
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    weights = {"project.weight": torch.ones(8, 3), "project.bias": torch.zeros(8)}
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
     return folder
 
 

@@ -90,3 +90,17 @@ def test_an_error_in_a_process_of_pack_is_a_line(slides, tmp_path):
     assert result.returncode == 1
     assert re.search(r"^error: .*tiles cannot be read.*--max-lost", result.stderr, re.MULTILINE)
     assert {path.name for path in tmp_path.iterdir()} == {"slides", "index"}
+
+
+def test_models_are_listed_with_what_is_in_the_cache(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    repo = tmp_path / "models--paige-ai--Virchow2"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc")
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    (repo / "snapshots" / "abc" / "model.safetensors").touch()
+    assert cli.main(["models"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    columns = {line.split("  ")[1].strip(): line.split() for line in lines if "hf-hub:" in line}
+    assert columns["Virchow2"][-6:] == ["631.2", "1280", "224", "cc-by-nc-nd-4.0", "yes", "yes"]
+    assert columns["Virchow"][-5:] == ["631.2", "1280", "224", "apache-2.0", "yes"]

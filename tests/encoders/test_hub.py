@@ -8,7 +8,7 @@ import sys
 
 import pytest
 import timm
-from helpers import save_tiny_model
+from helpers import save_own_code, save_tiny_model
 from hub_server import COMMIT, serve_hub
 from huggingface_hub import errors
 from safetensors.torch import save_file
@@ -22,11 +22,11 @@ CLIENT = """
 import json, resource, sys
 from g2l_plugin import UserError, load_encoder
 for line in sys.stdin:
-    source, revision, file_limit = json.loads(line)
+    source, revision, file_limit, options = json.loads(line)
     if file_limit:  # what a full disk does to a write, to this process only
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
     try:
-        answer = vars(load_encoder(source, revision).provenance)
+        answer = vars(load_encoder(source, revision, **options).provenance)
     except UserError as error:
         answer = {"error": str(error)}
     print(json.dumps(answer), flush=True)
@@ -60,8 +60,9 @@ def connect(tmp_path):
             ) as process,
         ):
 
-            def load(source, revision=None, file_limit=None):
-                print(json.dumps((source, revision, file_limit)), file=process.stdin, flush=True)
+            def load(source, revision=None, file_limit=None, **options):
+                request = (source, revision, file_limit, options)
+                print(json.dumps(request), file=process.stdin, flush=True)
                 answer = process.stdout.readline()
                 assert answer, log.read_text()
                 assert TOKEN not in answer
@@ -89,6 +90,7 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path, connect):
         "bioptimus/H-optimus-0": repo,
         "org/open": repo,
         "org/pickled": pickled,
+        "org/own": save_own_code(tmp_path / "own"),
         "MahmoodLab/UNI2-h": pickled,
         "timm/vit_tiny_patch16_224.augreg_in21k_ft_in1k": timms_own.parent,
     }
@@ -121,6 +123,12 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path, connect):
             "weights there: pytorch_model.bin). Weights are read from safetensors" in no_safetensors
         )
         assert "TEACHER=eva:pathology/mahmood_uni2_h" in load("hf-hub:MahmoodLab/UNI2-h")
+
+        own, options = "hf-hub:org/own", {"mean": [0.5] * 3, "std": [0.5] * 3}
+        assert "trust_remote_code: org/own" in load(own, **options)
+        assert "/own_model.py" not in str(hub.served)
+        assert load(own, trust_remote_code="org/own", **options)["revision"] == COMMIT
+
         hub.expired = {TOKEN}
         assert "does not take your token" in load("hf-hub:org/nothing")
 

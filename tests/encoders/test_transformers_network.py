@@ -1,8 +1,8 @@
 import json
-import textwrap
 
 import pytest
 import torch
+from helpers import save_own_code
 from safetensors.torch import load_file, save_file
 from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
 
@@ -15,28 +15,6 @@ NORMALIZATION = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 CONFIG = Dinov2WithRegistersConfig(
     hidden_size=48, num_attention_heads=3, num_hidden_layers=1, patch_size=14, qkv_bias=False
 )
-
-CODE = """
-    import torch
-    from transformers import PretrainedConfig, PreTrainedModel
-    from transformers.modeling_outputs import BaseModelOutput
-
-    class OwnConfig(PretrainedConfig):
-        model_type = "own"
-        hidden_size = 8
-
-    class OwnModel(PreTrainedModel):
-        config_class = OwnConfig
-
-        def __init__(self, config):
-            super().__init__(config)
-            self.project = torch.nn.Linear(3, 8)
-            self.post_init()
-
-        def forward(self, pixel_values):
-            tokens = pixel_values.flatten(2).transpose(1, 2)[:, :5]
-            return BaseModelOutput(last_hidden_state=self.project(tokens))
-"""
 
 
 @pytest.fixture
@@ -77,17 +55,7 @@ def test_weights_that_transformers_would_leave_random_are_told(tmp_path, referen
 
 def test_code_of_a_repository_runs_only_where_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
-    folder = tmp_path / "own"
-    folder.mkdir()
-    (folder / "own_model.py").write_text(textwrap.dedent(CODE))
-    config = {
-        "model_type": "own",
-        "architectures": ["OwnModel"],
-        "auto_map": {"AutoConfig": "own_model.OwnConfig", "AutoModel": "own_model.OwnModel"},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    weights = {"project.weight": torch.ones(8, 3), "project.bias": torch.zeros(8)}
-    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    folder = save_own_code(tmp_path / "own")
     source = f"local-dir:{folder}"
 
     for allowed in (None, "org/other"):
@@ -100,6 +68,7 @@ def test_code_of_a_repository_runs_only_where_it_is_named(tmp_path, monkeypatch)
         embedding = encoder(torch.ones(1, 3, 8, 8))
     torch.testing.assert_close(embedding, torch.full((1, 8), 3.0))
 
+    config = json.loads((folder / "config.json").read_text())
     config["auto_map"]["AutoModel"] = "org/other--own_model.OwnModel"
     (folder / "config.json").write_text(json.dumps(config))
     with pytest.raises(UserError, match="code of another repository, org/other"):
