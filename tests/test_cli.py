@@ -101,6 +101,6 @@ def test_models_are_listed_with_what_is_in_the_cache(tmp_path, monkeypatch, caps
     (repo / "snapshots" / "abc" / "model.safetensors").touch()
     assert cli.main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    columns = {line.split("  ")[1].strip(): line.split() for line in lines if "hf-hub:" in line}
+    columns = {line.split("  ")[1].strip(): line.split() for line in lines if line[:2] == "  "}
     assert columns["Virchow2"][-6:] == ["631.2", "1280", "224", "cc-by-nc-nd-4.0", "yes", "yes"]
     assert columns["Virchow"][-5:] == ["631.2", "1280", "224", "apache-2.0", "yes"]
