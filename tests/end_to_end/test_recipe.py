@@ -37,9 +37,13 @@ def slides(folder):
 
 
 @pytest.fixture(scope="module")
-def run(folder, slides):
+def teacher(folder):
+    return save_tiny_model(folder / "teacher", embed_dim=48, depth=2, **SMALL)
+
+
+@pytest.fixture(scope="module")
+def run(folder, slides, teacher):
     """`eva fit --config configs/g2l_breast.yaml` with small models by variables alone."""
-    teacher = save_tiny_model(folder / "teacher", embed_dim=48, depth=2, **SMALL)
     return run_eva(
         "fit",
         ROOT / "configs" / "g2l_breast.yaml",
@@ -133,14 +137,14 @@ def test_without_access_to_the_teacher_one_message_says_what_to_do(folder, slide
         assert part in message
 
 
-def test_a_slide_without_mpp_names_the_setting(folder, write_slide, tmp_path):
+def test_a_slide_without_mpp_names_the_setting(teacher, write_slide, tmp_path):
     write_slide(tmp_path / "slides" / "unknown.tiff", mpp=None)
     result = run_eva(
         "fit",
         ROOT / "configs" / "g2l_breast.yaml",
         tmp_path,
-        TEACHER=f"local-dir:{folder / 'teacher'}",
-        STUDENT=f"local-dir:{folder / 'teacher'}",
+        TEACHER=f"local-dir:{teacher}",
+        STUDENT=f"local-dir:{teacher}",
         SLIDES_ROOT=tmp_path / "slides",
     )
     assert result.returncode == 1
