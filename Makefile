@@ -14,6 +14,10 @@ types:
 test:
 	pytest
 
+cards:
+	python -m g2l_plugin.publishing.planned configs/g2l_breast.yaml model_cards/breast_vitl14.md
+	python -m g2l_plugin.publishing.planned configs/g2l_prostate.yaml model_cards/prostate_vitl14.md
+
 bench:
 	python benchmarks/import_time.py
 	python benchmarks/tile_reading.py

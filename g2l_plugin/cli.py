@@ -28,6 +28,11 @@ examples:
   g2l models
   TEACHER=hf-hub:paige-ai/Virchow2 eva fit --config configs/g2l_breast.yaml
 """,
+    "publish": """\
+examples:
+  g2l publish logs/g2l_breast/20261123-141422/run_0 --output breast_vitl14
+  g2l publish logs/g2l_breast/20261123-141422/run_0/checkpoints/last.ckpt --output half_way
+""",
     "pack": """\
 example:
   g2l pack data/index/g2l_breast /fast/breast_tiles
@@ -40,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command of `g2l`; returns its exit status."""
     options = _parser().parse_args(arguments)
     try:
-        options.run(options)
+        options.command(options)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -56,6 +61,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_index(commands)
     _add_pack(commands)
     _add_models(commands)
+    _add_publish(commands)
     return parser
 
 
@@ -106,7 +112,7 @@ def _add_index(commands: argparse._SubParsersAction) -> None:
     add("--workers", type=int, help="processes; one per CPU core if not given")
     add("--shard", type=_shard, metavar="I/N", help="index only the I-th of N parts, I from 1")
     add("--merge", action="store_true", help="only check that all parts are there, and sum up")
-    parser.set_defaults(run=_index)
+    parser.set_defaults(command=_index)
 
 
 def _add_pack(commands: argparse._SubParsersAction) -> None:
@@ -126,14 +132,29 @@ def _add_pack(commands: argparse._SubParsersAction) -> None:
         help="share of slides, or tiles, that may be unusable",
     )
     add("--workers", type=int, help="processes; one per CPU core if not given")
-    parser.set_defaults(run=_pack)
+    parser.set_defaults(command=_pack)
 
 
 def _add_models(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
         commands, "models", "Lists known encoders, for TEACHER and STUDENT; others load too."
     )
-    parser.set_defaults(run=_models)
+    parser.set_defaults(command=_models)
+
+
+def _add_publish(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands, "publish", "Writes the student of a run as a folder that plain timm loads."
+    )
+    add = parser.add_argument
+    add("run", type=Path, metavar="RUN", help="folder of a run that has ended, or a checkpoint")
+    add("--output", type=Path, help="folder to write; RUN/student if not given")
+    add(
+        "--cancer",
+        help="cancer of its slides for the card, e.g. breast; of its config if not given",
+    )
+    add("--license", help="licence identifier; what follows from teacher and start if not given")
+    parser.set_defaults(command=_publish)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -253,3 +274,14 @@ def _models(options: argparse.Namespace) -> None:
     print(
         "Also hf-hub:org/name[@revision], local-dir:path, timm:name and eva:name (eva's registry)."
     )
+
+
+def _publish(options: argparse.Namespace) -> None:
+    from g2l_plugin.publishing.run import publish_run
+
+    published = publish_run(
+        options.run, options.output, cancer=options.cancer, license=options.license
+    )
+    for restriction in published.license.restrictions:
+        print(f"Licence: {restriction}", file=sys.stderr)
+    print(f"Student: {published.folder}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import dataclasses
+import time
 from typing import Any
 
 import torch
@@ -16,7 +16,16 @@ from typing_extensions import override
 
 from g2l_plugin.distillation.losses import DistillationLoss, LogSumLoss
 from g2l_plugin.distillation.objective import Objective
+from g2l_plugin.distillation.record import (
+    KEY,
+    EncoderRecord,
+    RunRecord,
+    describe_hardware,
+    describe_loss,
+    record_encoder,
+)
 from g2l_plugin.encoders.encoder import Encoder
+from g2l_plugin.encoders.folder import timm_config
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.errors import UserError
 from g2l_plugin.evaluation.cka import linear_cka
@@ -70,7 +79,11 @@ class DistillationModule(ModelModule):
         self.student: Encoder = None  # type: ignore[assignment]
         self.objective: Objective = None  # type: ignore[assignment]
         self.tiles_seen = 0
+        self.finished = False
         self.alignment: dict[str, float] = {}
+        self._network: dict[str, Any] = {}
+        self._encoders: tuple[EncoderRecord, EncoderRecord] | None = None
+        self._seconds, self._since = 0.0, time.monotonic()
         self._validation_embeddings: list[tuple[torch.Tensor, ...]] = []
 
     @override
@@ -80,7 +93,13 @@ class DistillationModule(ModelModule):
         # The student first: a wrong name is told before gigabytes of teacher are read.
         self.student = self.student_source.load()
         _check(self.student, self.view.size)
-        _check_publishable(self.student)
+        if self.student.output != "class_token":
+            raise UserError(
+                f"The student's output is {self.student.output!r}. Expected class_token: that is "
+                "what the published model gives. A teacher may give class_and_mean_patch."
+            )
+        # Now, and not when the run ends: what cannot be published is told.
+        self._network = timm_config(self.student)
         self.teacher = self.teacher_source.load().eval().requires_grad_(False)
         _check(self.teacher, self.view.size)
         self.objective = Objective(
@@ -166,23 +185,47 @@ class DistillationModule(ModelModule):
         return state
 
     @override
+    def on_fit_start(self) -> None:
+        size = self.view.size
+        self._encoders = (record_encoder(self.teacher, size), record_encoder(self.student, size))
+        self._since = time.monotonic()
+
+    def record(self) -> RunRecord:
+        """What the run knows of itself, from the start of the fit on."""
+        assert self._encoders is not None
+        teacher, student = self._encoders
+        datasets = getattr(getattr(self.trainer, "datamodule", None), "datasets", None)
+        describe = getattr(getattr(datasets, "train", None), "describe_cohort", dict)
+        return RunRecord(
+            teacher=teacher,
+            student=student,
+            network=self._network,
+            loss=describe_loss(self.loss),
+            finished=self.finished,
+            step=self.trainer.global_step,
+            tiles_seen=self.tiles_seen,
+            seconds=self._seconds + time.monotonic() - self._since,
+            hardware=describe_hardware(self.device, self.trainer.world_size),
+            cohort=describe(),
+            alignment=self.alignment,
+        )
+
+    @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        checkpoint["g2l"] = {
-            "tiles_seen": self.tiles_seen,
-            "teacher": dataclasses.asdict(self.teacher.provenance),
-            "student": dataclasses.asdict(self.student.provenance),
-        }
+        checkpoint[KEY] = self.record().to_dict()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         expected, given = set(self.state_dict()), set(checkpoint["state_dict"])
-        if expected != given or "g2l" not in checkpoint:
+        if expected != given or KEY not in checkpoint:
             raise UserError(
                 f"The checkpoint is of another student or objective: {len(expected - given)} "
                 f"weights are missing and {len(given - expected)} unknown. Resume with the "
                 "configuration that wrote it."
             )
-        self.tiles_seen = checkpoint["g2l"]["tiles_seen"]
+        record = checkpoint[KEY]
+        self.tiles_seen, self._seconds = record["tiles_seen"], record["seconds"]
+        self.alignment = dict(record["alignment"])
 
     def _embed(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Student (B, student_dim) and teacher (B, teacher_dim) embeddings of the same images."""
@@ -198,24 +241,4 @@ def _check(encoder: Encoder, view_size: int) -> None:
         raise UserError(
             f"{encoder.provenance.source} is asked for patch tokens, and distillation compares one "
             "embedding a tile. Expected `output: class_token` or class_and_mean_patch."
-        )
-
-
-def _check_publishable(student: Encoder) -> None:
-    """Raises where a student could not be published: before its training, and not after."""
-    if student.output != "class_token":
-        raise UserError(
-            f"The student's output is {student.output!r}. Expected class_token: that is what the "
-            "published model gives. A teacher may give class_and_mean_patch."
-        )
-    name = student.provenance.source
-    if not getattr(student.model, "pretrained_cfg", None):
-        raise UserError(
-            f"A student cannot start from {name}: {type(student.model).__name__} is none of timm's "
-            "networks. Expected a source that becomes one, or scratch:vitl14."
-        )
-    if obstacle := getattr(student.model, "unpublishable", None):
-        raise UserError(
-            f"A student cannot start from {name}: a published timm model does not keep its "
-            f"{obstacle}. It can be a teacher; `g2l models` lists other starts."
         )

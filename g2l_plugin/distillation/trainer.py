@@ -35,6 +35,7 @@ class KDTrainer(Trainer):
         *args: Any,
         resume_from: str | None = None,
         benchmark_config: str = "configs/benchmarks/demo.yaml",
+        cancer: str | None = None,
         **kwargs: Any,
     ) -> None:
         """Initializes the trainer.
@@ -44,11 +45,13 @@ class KDTrainer(Trainer):
             resume_from: Checkpoint to go on from: weights, optimizer, schedule, step and early
                 stop are restored. None starts anew.
             benchmark_config: eva config named in the benchmark command that is printed at the end.
+            cancer: The cancer that the slides are of, e.g. `breast`, for the model card.
             kwargs: Keyword arguments of `eva.Trainer`.
         """
         super().__init__(*args, **kwargs)
         self.resume_from = resume_from
         self.benchmark_config = benchmark_config
+        self.cancer = cancer
         self.student_folder: Path | None = None
         self._benchmark_command = ""
 
@@ -71,8 +74,8 @@ class KDTrainer(Trainer):
         if self.state.finished:
             run_folder = Path(self.log_dir).resolve()  # devices agree on it: all must ask
             self._report_lost_tiles(run_folder)
-            self._save_last_checkpoint()
-            self._publish(model, run_folder)
+            model.finished = True
+            self._publish(self._save_last_checkpoint(run_folder), run_folder)
 
     @override
     def finish_logger_run(self, run_id: int | None) -> None:
@@ -81,14 +84,16 @@ class KDTrainer(Trainer):
         if self.student_folder is not None:
             self._print_outcome()
 
-    def _save_last_checkpoint(self) -> None:
+    def _save_last_checkpoint(self, run_folder: Path) -> Path:
         """Brings last.ckpt up to the last step: what is published is what is validated after."""
+        path = run_folder / "checkpoints" / "last.ckpt"
         for callback in self.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.save_last:
                 name = callback.CHECKPOINT_NAME_LAST + callback.FILE_EXTENSION
-                path = os.path.join(str(callback.dirpath), name)
-                self.save_checkpoint(path)
-                callback.last_model_path = path
+                path = Path(str(callback.dirpath)) / name
+                callback.last_model_path = str(path)
+        self.save_checkpoint(path)
+        return path
 
     def _report_lost_tiles(self, run_folder: Path) -> None:
         """Writes which tiles of the slides could not be read, where there are any."""
@@ -100,15 +105,16 @@ class KDTrainer(Trainer):
         write_text(path, pd.DataFrame(lost, columns=["slide", "x", "y"]).to_csv(index=False))
         logger.warning(f"{len(lost):,} of {len(tiles):,} tiles could not be read: {path}")
 
-    def _publish(self, model: DistillationModule, run_folder: Path) -> None:
+    def _publish(self, checkpoint: Path, run_folder: Path) -> None:
         if not self.is_global_zero:
             return
         from g2l_plugin.publishing.run import benchmark_command, publish_run
 
-        self.student_folder = publish_run(self, model, run_folder / STUDENT_FOLDER)
-        self._benchmark_command = benchmark_command(
-            model.student, self.student_folder, self.benchmark_config
-        )
+        published = publish_run(checkpoint, run_folder / STUDENT_FOLDER, cancer=self.cancer)
+        for restriction in published.license.restrictions:
+            logger.warning(restriction)
+        self.student_folder = published.folder
+        self._benchmark_command = benchmark_command(published, self.benchmark_config)
 
     def _print_outcome(self) -> None:
         console = Console(soft_wrap=True)

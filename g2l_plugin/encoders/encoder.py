@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from g2l_plugin.errors import UserError
 
@@ -35,6 +36,15 @@ class Provenance:
     sha256: str | None = None
     license: str | None = None
     pretrained: bool = True
+
+    def describe(self) -> str:
+        """The weights in one line: source, commit, file and hash."""
+        revision = f"@{self.revision}" if self.revision else ""
+        if not self.pretrained:
+            return f"{self.source}{revision}: random weights"
+        if self.sha256 is None:
+            return f"{self.source}{revision}: weights not yet read"
+        return f"{self.source}{revision}: {self.file or 'tensors'} sha256 {self.sha256}"
 
 
 class Encoder(nn.Module):
@@ -131,14 +141,21 @@ class Encoder(nn.Module):
         """Number of weights."""
         return sum(parameter.numel() for parameter in self.parameters())
 
+    def count_flops(self, size: int) -> int:
+        """Counts floating-point operations for one image, by running it.
+
+        Args:
+            size: Height and width of the image, in pixels.
+        """
+        was_training = self.training
+        weights = next(self.parameters())
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            self.eval().model(torch.zeros(1, 3, size, size).to(weights))
+        self.train(was_training)
+        return counter.get_total_flops()
+
     def describe(self) -> str:
         """One line that leaves no doubt which weights these are."""
-        provenance = self.provenance
-        revision = f"@{provenance.revision}" if provenance.revision else ""
-        if not provenance.pretrained:
-            weights = "random weights"
-        else:
-            weights = f"{provenance.file or 'tensors'} sha256 {(provenance.sha256 or '')[:12]}"
         mean, std = (
             " ".join(f"{value:.4g}" for value in buffer.flatten().tolist())
             for buffer in (self.mean, self.std)
@@ -148,7 +165,7 @@ class Encoder(nn.Module):
             for name, value in (("input", self.input_size), ("patch", self.patch_size))
         )
         return (
-            f"{provenance.source}{revision}: {weights}, {self.count_parameters() / 1e6:.2f} M "
+            f"{self.provenance.describe()}, {self.count_parameters() / 1e6:.2f} M "
             f"parameters, {self.embedding_dim} features{size}{patch}, mean {mean}, std {std}"
         )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,11 @@ import timm
 import timm.layers
 import torch
 from timm.models import is_model_in_modules, model_entrypoint
+from timm.models._hub import save_config_for_hf
 from torch import nn
 
 from g2l_plugin.encoders import transformers_layout
+from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.hub import CONFIG, PREPROCESSOR
 from g2l_plugin.encoders.transformers_network import load_transformers
 from g2l_plugin.encoders.weights import WEIGHTS, build_network
@@ -144,6 +147,53 @@ def read_json(file: Path, source: str) -> dict[str, Any]:
     return content
 
 
+def timm_config(encoder: Encoder) -> dict[str, Any]:
+    """The config.json that plain timm builds an encoder's network from, with its normalisation.
+
+    Args:
+        encoder: The encoder.
+
+    Raises:
+        UserError: Plain timm cannot build it, or not with all its settings.
+    """
+    model: Any = encoder.model
+    problem = getattr(model, "unpublishable", None)
+    if not getattr(model, "pretrained_cfg", None):
+        problem = f"{type(model).__name__} is none of timm's networks"
+    if problem is None:
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                save_config_for_hf(
+                    model,
+                    f"{folder}/{CONFIG}",
+                    # The tag of the start weights would name weights that these no longer are.
+                    model_config={"pretrained_cfg": {"tag": "g2l"}},
+                    data_config={
+                        "input_size": (3, *(encoder.input_size or (224, 224))),
+                        "mean": _decimals(encoder.mean),
+                        "std": _decimals(encoder.std),
+                        "crop_pct": 1.0,
+                    },
+                )
+                config = read_json(Path(folder) / CONFIG, encoder.provenance.source)
+        except ValueError as error:  # a layer that is no name
+            problem = str(error).rstrip(".")
+        else:
+            config["pretrained_cfg"].pop("license", None)  # that of the start weights
+            # It stands beside them too, and transformers takes it only once.
+            config.get("model_args", {}).pop("num_classes", None)
+            return config
+    raise UserError(
+        f"{encoder.provenance.source} cannot become a published timm model: {problem}. It can be a "
+        "teacher; `g2l models` lists starts for a student."
+    )
+
+
+def _decimals(buffer: torch.Tensor) -> list[float]:
+    """The decimals that a float32 buffer holds."""
+    return [float(str(value)) for value in buffer.flatten().cpu().numpy()]
+
+
 @contextlib.contextmanager
 def told(
     source: str,
@@ -219,7 +269,7 @@ def _translate(
                 if isinstance(module, nn.LayerNorm):
                     module.eps = eps
             # A config.json of timm has no place for it; who publishes the network has to know.
-            network.unpublishable = f"layer norm's epsilon {eps:g}"
+            network.unpublishable = f"its layer norm's epsilon is {eps:g}, which timm has not"
         return network
 
     def convert(state: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:

@@ -190,6 +190,7 @@ def _no_file(repo_id: str, missing: list[str], there: set[str]) -> str:
         f"Model {repo_id} has no {' and no '.join(missing)} on the Hub (weights there: "
         f"{', '.join(found) or 'none'}). Weights are read from safetensors only: name a revision "
         f"that has them (`revision: refs/pr/1`), or convert a copy that you trust.{hint}"
+        + (_another(known.source) if known and known.alternative else "")
     )
 
 

@@ -1,6 +1,7 @@
 """Known teachers and students: what their repositories do not say, or say only to the admitted.
 
-Facts of a repository are those of its model card on the Hub; parameters are counted by the tests.
+Facts are those of the model cards; parameters are counted by the tests. Normalisation is that of
+the cards, too: some repositories' config.json has another network's (Lunit's, the kaiko ViTs').
 """
 
 from __future__ import annotations
@@ -103,11 +104,11 @@ def _kaiko(
 ) -> KnownEncoder:
     return KnownEncoder(
         name=f"kaiko {name}",
-        source=f"hf-hub:1aurent/{architecture}.{_KAIKO}",
+        source=f"hf-hub:1aurent/{architecture.replace('dinov2', '224')}.{_KAIKO}",
         **_HALF,
         embedding_dim=embedding_dim,
         parameters=parameters,
-        license=None,
+        license="other",
         architecture=architecture,
         model_kwargs={"img_size": 224},
         eva=f"pathology/{eva}",
@@ -222,12 +223,11 @@ _ENCODERS = (
         license="mit",
         architecture="vit_giant_patch14_reg4_dinov2",
         model_kwargs={"img_size": 224, "reg_tokens": 0},
-        gated=True,
         eva="pathology/kaiko_midnight_12k",
     ),
     KnownEncoder(
         name="Hibou-B",
-        source="hf-hub:histai/hibou-B",
+        source="hf-hub:histai/hibou-b",
         **_HIBOU,
         embedding_dim=768,
         parameters=85_739_520,

@@ -1,141 +1,160 @@
-"""The model card of a student: what it is, where it is from, and what was measured."""
+"""The model card of a student, from what its run and its results say, and nothing typed in."""
 
 from __future__ import annotations
 
+import csv
 import dataclasses
+import importlib.resources
+import re
 from typing import Any
 
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from g2l_plugin.encoders.encoder import Provenance
+from g2l_plugin.distillation.record import RunRecord
+from g2l_plugin.publishing.licenses import StudentLicense
+
+_FILES = importlib.resources.files("g2l_plugin.publishing")
+_RECIPE = ("trainer", "model", "data")
+# Of the machine, of watching the run, or with a place of its own in the card.
+_NO_HYPERPARAMETERS = re.compile(
+    r"root|dir|path|logger|Logger|ProgressBar|Checkpoint|Report|teacher$|student$|cancer|benchmark"
+    r"|n_runs|sanity|summary|every_n|val_check|resume|workers|^val$"
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class StudentFacts:
-    """All that a card says; every number is one that the run counted or measured.
+class CardFacts:
+    """All that a card says.
 
     Attributes:
-        teacher: Where the teacher is from.
-        start: Where the student's start weights are from.
-        architecture: timm's name of the network.
-        parameters: Weights of the student.
-        teacher_parameters: Weights of the teacher.
-        embedding_dim: Width of the student's embeddings.
-        input_size: Height and width of its images, in pixels.
-        mean: Normalisation mean, RGB.
-        std: Normalisation standard deviation, RGB.
-        loss: Name and settings of the loss.
-        steps: Optimizer steps taken.
-        tiles_seen: Tiles seen in training.
-        n_slides: Slides of the training cohort, where known.
-        alignment: `val/cosine`, `val/cka` and the `step` they were measured at; may be empty.
+        record: What the run tells of itself.
+        license: The student's licence.
+        cancer: The cancer of its slides, e.g. `breast`; None where it is not said.
+        config: The training config as it was resolved; None where there is none.
         evaluation: What the run's evaluation.json holds; None where there is none.
-        license: Licence identifier, where teacher and start weights agree on one.
     """
 
-    teacher: Provenance
-    start: Provenance
-    architecture: str
-    parameters: int
-    teacher_parameters: int
-    embedding_dim: int
-    input_size: tuple[int, int]
-    mean: list[float]
-    std: list[float]
-    loss: str
-    steps: int
-    tiles_seen: int
-    n_slides: int | None
-    alignment: dict[str, float]
-    evaluation: dict[str, Any] | None
-    license: str | None
+    record: RunRecord
+    license: StudentLicense
+    cancer: str | None = None
+    config: dict[str, Any] | None = None
+    evaluation: dict[str, Any] | None = None
 
 
-def render_card(facts: StudentFacts) -> str:
-    """Writes README.md of a published folder: Hub metadata, then text."""
-    base = facts.start.source.removeprefix("hf-hub:").partition("@")[0]
-    from_hub = facts.start.pretrained and facts.start.source.startswith("hf-hub:")
-    metadata = ModelCardData(
+def render_card(facts: CardFacts) -> str:
+    """Writes README.md of a published folder: the Hub's metadata, then text.
+
+    `OWNER/NAME` stands where its name on the Hub will be.
+    """
+    record = facts.record
+    published = _published(facts.cancer)
+    return str(
+        ModelCard.from_template(
+            _metadata(facts),
+            template_str=(_FILES / "card.md.jinja").read_text(encoding="utf-8"),
+            **{field.name: getattr(record, field.name) for field in dataclasses.fields(record)},
+            cancer=facts.cancer,
+            license=facts.license.identifier,
+            restrictions=facts.license.restrictions,
+            evaluation=facts.evaluation,
+            hyperparameters=_hyperparameters(facts.config or {}),
+            hours=record.seconds / 3600 if record.step else None,
+            published=published,
+            published_models=list(dict.fromkeys(m for row in published for m in row["by_model"])),
+            size=record.network["pretrained_cfg"]["input_size"][1],
+            millions=lambda value: f"{value / 1e6:,.2f}",
+            giga=lambda value: f"{value / 1e9:,.1f}",
+            percent=lambda value: f"{value:.1%}",
+        )
+    )
+
+
+def _metadata(facts: CardFacts) -> ModelCardData:
+    start, teacher = facts.record.student.provenance, facts.record.teacher.provenance
+    from_hub = start.pretrained and start.source.startswith("hf-hub:")
+    results = [
+        EvalResult(
+            task_type="image-feature-extraction",
+            dataset_type="held-out-tiles",
+            dataset_name="held-out tiles of the training cohort",
+            metric_type=name.removeprefix("val/"),
+            metric_value=round(facts.record.alignment[name], 6),
+            metric_name=label,
+        )
+        for name, label in (
+            ("val/cka", "linear CKA with the teacher"),
+            ("val/cosine", "cosine with the teacher, projected"),
+        )
+        if name in facts.record.alignment
+    ]
+    if facts.evaluation and (after := facts.evaluation["encoders"].get("student after")):
+        results.append(
+            EvalResult(
+                task_type="image-classification",
+                dataset_type="held-out-slides",
+                dataset_name="labelled tiles of held-out slides",
+                metric_type="accuracy",
+                metric_value=round(after["knn_accuracy"], 6),
+                metric_name=f"kNN accuracy (k={facts.evaluation['k']})",
+            )
+        )
+    tags = ["pathology", "histology", "knowledge-distillation", "g2l", "timm", "transformers"]
+    return ModelCardData(
         library_name="timm",
         pipeline_tag="image-feature-extraction",
-        license=facts.license,
-        base_model=base if from_hub else None,
-        tags=["pathology", "histology", "knowledge-distillation", "g2l"],
+        license=facts.license.identifier,
+        base_model=start.source.removeprefix("hf-hub:") if from_hub else None,
+        tags=[*tags, *([facts.cancer] if facts.cancer else [])],
+        model_name="OWNER/NAME" if results else None,
+        eval_results=results or None,
+        teacher=teacher.source,
     )
-    return str(ModelCard(f"---\n{metadata.to_yaml()}\n---\n\n{_text(facts)}"))
 
 
-def _text(facts: StudentFacts) -> str:
-    share = facts.parameters / facts.teacher_parameters
-    start = "random weights" if not facts.start.pretrained else _origin(facts.start)
-    slides = "" if facts.n_slides is None else f" of {facts.n_slides:,} whole slides"
-    height, width = facts.input_size
-    license_text = facts.license or "not settled: it depends on those of teacher and start weights"
-    return f"""# Pathology tile encoder, distilled with G2L
+def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
+    """Every setting of the recipe by its dotted name, `init_args` and `class_path` left out."""
+    found: dict[str, Any] = {}
 
-An encoder of {facts.parameters / 1e6:.2f} M parameters that gives {facts.embedding_dim} features
-for a tile, distilled from a teacher of {facts.teacher_parameters / 1e6:.2f} M parameters
-({share:.1%} of its size).
+    def walk(value: Any, names: tuple[str, ...]) -> None:
+        if isinstance(value, list):
+            for item in value:
+                if isinstance(item, dict) and "class_path" in item:
+                    walk({_class_name(item): item.get("init_args", {})}, names)
+        elif isinstance(value, dict):
+            if "class_path" in value and len(names) > 1:
+                found[".".join(names)] = _class_name(value)
+            for name, inner in value.items():
+                if name == "init_args":
+                    walk(inner, names)
+                elif name != "class_path" and not _NO_HYPERPARAMETERS.search(name):
+                    walk(inner, (*names, name))
+        elif value is not None:
+            found[".".join(names)] = value
 
-```python
-import timm
-model = timm.create_model("hf-hub:OWNER/NAME", pretrained=True).eval()  # or "local-dir:FOLDER"
-# RGB tiles of {width}x{height} px, scaled to [0, 1], then normalised with
-# mean {facts.mean} and std {facts.std}
-```
-
-## Where it is from
-
-| | |
-|---|---|
-| teacher | {_origin(facts.teacher)} |
-| student's start | {start} |
-| architecture | timm `{facts.architecture}` |
-| licence | {license_text} |
-
-## How it was trained
-
-Recipe: G2L (arXiv 2510.11176), loss {facts.loss}, {facts.steps:,} steps on {facts.tiles_seen:,}
-augmented tiles{slides}. Teacher and student saw the same view of each tile.
-
-## What was measured
-
-{_measurements(facts)}
-
-## Limits
-
-For research. Not a medical device, not validated for diagnosis. Tissue, stains and scanners that
-were not in the training cohort were not seen, and biases of the teacher may be inherited.
-"""
+    for name in _RECIPE:
+        walk(config.get(name), (name,))
+    return found
 
 
-def _origin(provenance: Provenance) -> str:
-    parts = [f"`{provenance.source}`"]
-    if provenance.revision:
-        parts.append(f"revision `{provenance.revision}`")
-    if provenance.sha256:
-        parts.append(f"weights sha256 `{provenance.sha256}`")
-    if not provenance.pretrained:
-        parts.append("random weights")
-    return ", ".join(parts)
+def _class_name(value: dict[str, Any]) -> str:
+    return str(value["class_path"]).rpartition(".")[2]
 
 
-def _measurements(facts: StudentFacts) -> str:
-    blocks = []
-    if facts.alignment:
-        blocks.append(
-            f"Against the teacher, on held-out tiles of the cohort, at step "
-            f"{int(facts.alignment['step']):,}: linear CKA {facts.alignment['val/cka']:.4f}, "
-            f"cosine of the projected embeddings {facts.alignment['val/cosine']:.4f}."
-        )
-    if facts.evaluation:
-        rows = [
-            f"| {name} | {row['knn_accuracy']:.4f} | {row['cka']:.4f} |"
-            for name, row in facts.evaluation["encoders"].items()
-        ]
-        blocks.append(
-            f"kNN (k = {facts.evaluation['k']}) accuracy on tiles of held-out slides, and linear "
-            "CKA with the teacher:\n\n| encoder | kNN accuracy | CKA |\n|---|---|---|\n"
-            + "\n".join(rows)
-        )
-    return "\n\n".join(blocks) or "Nothing yet."
+def _published(cancer: str | None) -> list[dict[str, Any]]:
+    """Published figures of a cancer's tasks, a row a task and measure."""
+    rows: dict[tuple[str, str], dict[str, Any]] = {}
+    text = (_FILES / "published.csv").read_text(encoding="utf-8")
+    for row in csv.DictReader(text.splitlines()):
+        if row["cancer"] == cancer:
+            key = (row["task"], row["measure"])
+            entry = rows.setdefault(
+                key,
+                {
+                    "task": row["task"],
+                    "measure": row["measure"],
+                    "source": row["source"],
+                    "by_model": {},
+                },
+            )
+            entry["by_model"][row["model"]] = row["value"]
+    return list(rows.values())

@@ -1,31 +1,34 @@
-"""From a trained student to a folder that plain timm loads."""
+"""The folder that the world loads: weights, config.json of timm, and what else belongs to them."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import timm
 import torch
-from timm.models import save_for_hf
 
 from g2l_plugin.encoders.encoder import Encoder
+from g2l_plugin.encoders.folder import timm_config
+from g2l_plugin.encoders.hub import CONFIG
+from g2l_plugin.encoders.weights import WEIGHTS
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import new_folder, write_text
+
+README = "README.md"
 
 
 def export_student(
     student: Encoder, folder: str | Path, *, card: str, license: str | None = None
 ) -> Path:
-    """Writes model.safetensors, config.json and README.md, and checks that timm reads them back.
-
-    `timm.create_model("local-dir:FOLDER", pretrained=True)` then gives the student without this
-    package, its mean and std in `pretrained_cfg`.
+    """Writes an encoder as a folder that plain timm loads; see `write_folder`.
 
     Args:
-        student: The trained student; its model must be one that timm can build by name.
-        folder: The folder to write; one that exists is replaced when the new one is complete.
+        student: The encoder; its model must be one that timm can build by name.
+        folder: The folder to write.
         card: Text of README.md.
         license: Licence identifier for config.json.
 
@@ -33,64 +36,87 @@ def export_student(
         The folder.
 
     Raises:
-        UserError: The model is none of timm's.
+        UserError: timm cannot build the model, or its weights are not finite.
     """
-    folder, model = Path(folder), student.model
-    if not timm_config(student):
-        raise UserError(
-            f"A student of type {type(model).__name__} cannot be published: expected a timm model. "
-            "Start from a `timm:`, `hf-hub:` or `local-dir:` source."
-        )
+    state = student.model.state_dict()
+    return write_folder(Path(folder), state, timm_config(student), card=card, license=license)
+
+
+def write_folder(
+    folder: Path,
+    state: Mapping[str, torch.Tensor],
+    config: dict[str, Any],
+    *,
+    card: str,
+    license: str | None = None,
+    metadata: dict[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes model.safetensors, config.json and README.md, and checks that timm reads them back.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` then gives the network without this
+    package, its mean and std in `pretrained_cfg`.
+
+    Args:
+        folder: The folder; one that exists is replaced when the new one is complete.
+        state: The network's state dict.
+        config: Its config.json, of `timm_config`.
+        card: Text of README.md.
+        license: Licence identifier for config.json.
+        metadata: What to note in the weights file.
+        files: More text files, by name.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The weights are not those of the network, or not finite; nothing is written.
+    """
+    folder = folder.expanduser()
+    _check_finite(state)
+    if license:
+        config = config | {"pretrained_cfg": config["pretrained_cfg"] | {"license": license}}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with new_folder(folder) as partial:
-        save_for_hf(
-            model,
-            str(partial),
-            safe_serialization=True,
-            # The tag of the start weights would name weights that these no longer are.
-            model_config={
-                "pretrained_cfg": {"tag": "g2l"} | ({"license": license} if license else {})
-            },
-            data_config={
-                "input_size": (3, *input_size(student)),
-                "mean": normalization(student)[0],
-                "std": normalization(student)[1],
-                "crop_pct": 1.0,
-            },
+        write_text(partial / CONFIG, json.dumps(config, indent=2) + "\n")
+        safetensors.torch.save_file(
+            tensors, partial / WEIGHTS, metadata={"format": "pt"} | (metadata or {})
         )
-        (partial / "model.safetensors").chmod(0o644)  # safetensors closes it to others
-        write_text(partial / "README.md", card)
-        _verify(partial, model)
+        (partial / WEIGHTS).chmod(0o644)  # safetensors closes it to others
+        write_text(partial / README, card)
+        for name, text in (files or {}).items():
+            write_text(partial / name, text)
+        _verify(partial, tensors)
     return folder
 
 
-def timm_config(encoder: Encoder) -> dict[str, Any]:
-    """Timm's `pretrained_cfg` of an encoder; empty where its model is none of timm's."""
-    return getattr(encoder.model, "pretrained_cfg", None) or {}
-
-
-def input_size(student: Encoder) -> tuple[int, int]:
-    """Height and width of the images that a student is made for, in pixels: timm models say so."""
-    assert student.input_size is not None
-    return student.input_size
-
-
 def normalization(encoder: Encoder) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of an encoder, as the decimals that its float32 buffers hold."""
-    mean, std = (
-        [float(str(value)) for value in buffer.flatten().cpu().numpy()]
-        for buffer in (encoder.mean, encoder.std)
-    )
-    return mean, std
+    """Mean and standard deviation of an encoder, as its published config.json says them."""
+    cfg = timm_config(encoder)["pretrained_cfg"]
+    return list(cfg["mean"]), list(cfg["std"])
 
 
-def _verify(folder: Path, model: torch.nn.Module) -> None:
-    """Checks that timm builds the same network from the folder, with the same weights."""
-    saved = safetensors.torch.load_file(folder / "model.safetensors")
-    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
-    expected = model.state_dict()
-    if not (saved.keys() == loaded.keys() == expected.keys()) or not all(
-        torch.equal(loaded[key], value.cpu()) for key, value in expected.items()
-    ):
-        raise RuntimeError(
-            f"timm does not rebuild the student from {folder}; nothing is published."
+def _check_finite(state: Mapping[str, torch.Tensor]) -> None:
+    broken = [
+        name
+        for name, value in state.items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    if broken:
+        raise UserError(
+            f"{len(broken)} of the student's weights are not finite ({', '.join(broken[:3])}): it "
+            "diverged. Nothing is published; take an earlier checkpoint of the run."
         )
+
+
+def _verify(folder: Path, expected: Mapping[str, torch.Tensor]) -> None:
+    """Checks that plain timm builds the same network from the folder, with the same weights."""
+    network = timm.create_model(f"local-dir:{folder}", pretrained=False).state_dict()
+    if foreign := sorted(expected.keys() ^ network.keys()):
+        raise UserError(
+            f"The weights are not those of the student's network: {len(foreign)} are in one and "
+            f"not in the other ({', '.join(foreign[:3])}). Nothing is published."
+        )
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
+    if not all(torch.equal(loaded[name], value) for name, value in expected.items()):
+        raise RuntimeError("timm reads other weights than were written; nothing is published.")

@@ -1,102 +1,156 @@
-"""From a finished run to its published folder, and the command that benchmarks it."""
+"""From a run, or one of its checkpoints, to the published folder of its student."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shlex
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from g2l_plugin.encoders.encoder import Encoder
+import torch
+import yaml
+
+from g2l_plugin.distillation.record import RunRecord
+from g2l_plugin.errors import UserError
 from g2l_plugin.evaluation.report import REPORT_FILE
-from g2l_plugin.publishing.card import StudentFacts, render_card
-from g2l_plugin.publishing.export import (
-    export_student,
-    input_size,
-    normalization,
-    timm_config,
-)
+from g2l_plugin.publishing.card import CardFacts, render_card
+from g2l_plugin.publishing.export import write_folder
+from g2l_plugin.publishing.licenses import StudentLicense, license_of
 
-if TYPE_CHECKING:
-    from g2l_plugin.distillation.module import DistillationModule
-    from g2l_plugin.distillation.trainer import KDTrainer
+RESULTS = "results.json"
+TRAINING_CONFIG = "config.yaml"
+_LAST = Path("checkpoints") / "last.ckpt"
+_STUDENT = "student.model."
 
 
-def publish_run(trainer: KDTrainer, module: DistillationModule, folder: Path) -> Path:
-    """Publishes the student of a fitted module.
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A published folder.
+
+    Attributes:
+        folder: The folder.
+        record: What its run tells of itself.
+        license: The student's licence.
+    """
+
+    folder: Path
+    record: RunRecord
+    license: StudentLicense
+
+
+def find_checkpoint(run: Path) -> Path:
+    """The checkpoint of a run.
 
     Args:
-        trainer: The trainer that fitted it.
-        module: The module.
-        folder: The folder to write, in the run's folder.
+        run: A checkpoint, the folder of a run (`.../run_0`) or that of its session.
 
-    Returns:
-        The folder.
+    Raises:
+        UserError: There is none.
     """
-    facts = _facts(trainer, module, folder.parent / REPORT_FILE)
-    return export_student(module.student, folder, card=render_card(facts), license=facts.license)
+    run = run.expanduser()
+    if run.is_file():
+        return run
+    for candidate in (run / _LAST, *sorted(run.glob(f"run_*/{_LAST}"))):
+        if candidate.is_file():
+            return candidate
+    raise UserError(
+        f"There is no {run / _LAST}. Expected the folder of a run (.../run_0), or a checkpoint."
+    )
 
 
-def benchmark_command(student: Encoder, folder: Path, config: str) -> str:
+def publish_run(
+    run: Path, folder: Path | None = None, *, cancer: str | None = None, license: str | None = None
+) -> Published:
+    """Publishes the student of a run, or of one checkpoint, by what its files say.
+
+    Args:
+        run: See `find_checkpoint`. A run has to be at its end, a checkpoint need not.
+        folder: The folder to write; None takes `student` in the run's folder.
+        cancer: The cancer that its slides were of, for the card; None takes its config's.
+        license: Licence identifier; None takes what follows from teacher and start.
+
+    Raises:
+        UserError: The run has not ended, or there is nothing to publish.
+    """
+    path = find_checkpoint(run)
+    checkpoint = _read_checkpoint(path)
+    record = RunRecord.from_checkpoint(checkpoint, str(path))
+    if not record.finished and not run.expanduser().is_file():
+        raise UserError(
+            f"{run} has not come to its end (step {record.step:,}). Resume it "
+            f"(RESUME_FROM={path}), or publish what there is: g2l publish {path}"
+        )
+    state = {
+        name.removeprefix(_STUDENT): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(_STUDENT)
+    }
+    run_folder = path.parent.parent
+    config = _read_yaml(run_folder / TRAINING_CONFIG)
+    evaluation = _read_json(run_folder / REPORT_FILE)
+    settled = license_of(
+        [("teacher", record.teacher.provenance), ("start", record.student.provenance)]
+    )
+    if license:
+        settled = dataclasses.replace(settled, identifier=license)
+    if cancer is None and config is not None:
+        cancer = config["trainer"]["init_args"].get("cancer")
+    facts = CardFacts(record, settled, cancer, config, evaluation)
+    results = {"alignment": record.alignment, "evaluation": evaluation}
+    files = {RESULTS: json.dumps(results, indent=2) + "\n"}
+    if config is not None:
+        files[TRAINING_CONFIG] = (run_folder / TRAINING_CONFIG).read_text(encoding="utf-8")
+    written = write_folder(
+        folder or run_folder / "student",
+        state,
+        record.network,
+        card=render_card(facts),
+        license=settled.identifier,
+        metadata={
+            "teacher": record.teacher.provenance.describe(),
+            "start": record.student.provenance.describe(),
+            "step": str(record.step),
+        },
+        files=files,
+    )
+    return Published(written, record, settled)
+
+
+def benchmark_command(published: Published, config: str) -> str:
     """The shell command that runs an eva config on a published folder.
 
     Args:
-        student: The student in the folder.
-        folder: The published folder.
+        published: The published folder.
         config: Path or URL of an eva config with a `ModelFromRegistry`.
     """
-    mean, std = normalization(student)
+    cfg = published.record.network["pretrained_cfg"]
     settings = {
         "MODEL_NAME": "g2l/student",
-        "G2L_STUDENT": f"local-dir:{folder}",
-        "IN_FEATURES": student.embedding_dim,
-        "RESIZE_DIM": input_size(student)[0],
-        "NORMALIZE_MEAN": mean,
-        "NORMALIZE_STD": std,
+        "G2L_STUDENT": f"local-dir:{published.folder}",
+        "IN_FEATURES": published.record.student.embedding_dim,
+        "RESIZE_DIM": cfg["input_size"][1],
+        "NORMALIZE_MEAN": cfg["mean"],
+        "NORMALIZE_STD": cfg["std"],
     }
     variables = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in settings.items())
     return f"{variables} eva predict_fit --config {shlex.quote(config)}"
 
 
-def _facts(trainer: KDTrainer, module: DistillationModule, report: Path) -> StudentFacts:
-    student, teacher = module.student, module.teacher
-    licenses = {
-        provenance.license
-        for provenance in (student.provenance, teacher.provenance)
-        if provenance.pretrained
-    }
-    mean, std = normalization(student)
-    return StudentFacts(
-        teacher=teacher.provenance,
-        start=student.provenance,
-        architecture=timm_config(student)["architecture"],
-        parameters=student.count_parameters(),
-        teacher_parameters=teacher.count_parameters(),
-        embedding_dim=student.embedding_dim,
-        input_size=input_size(student),
-        mean=mean,
-        std=std,
-        loss=_describe_loss(module.loss),
-        steps=trainer.global_step,
-        tiles_seen=module.tiles_seen,
-        n_slides=_count_slides(trainer),
-        alignment=module.alignment,
-        evaluation=_read_report(report),
-        license=licenses.pop() if len(licenses) == 1 else None,
-    )
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        # Only tensors and plain values are read: a checkpoint may come from elsewhere.
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # torch has many ways to say it
+        raise UserError(
+            f"{path} is no checkpoint that can be read ({type(error).__name__}). Expected "
+            "checkpoints/last.ckpt of a run; take another of its checkpoints."
+        ) from error
 
 
-def _describe_loss(loss: Any) -> str:
-    settings = {k: v for k, v in vars(loss).items() if isinstance(v, int | float) and k[0] != "_"}
-    settings.pop("training", None)
-    inner = ", ".join(f"{name}={value:g}" for name, value in settings.items())
-    return f"`{type(loss).__name__}({inner})`"
+def _read_yaml(file: Path) -> dict[str, Any] | None:
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
 
 
-def _count_slides(trainer: KDTrainer) -> int | None:
-    dataset = getattr(getattr(trainer, "datamodule", None), "datasets", None)
-    return getattr(getattr(dataset, "train", None), "n_slides", None)
-
-
-def _read_report(file: Path) -> dict[str, Any] | None:
-    return json.loads(file.read_text()) if file.is_file() else None
+def _read_json(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

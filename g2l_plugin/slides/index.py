@@ -64,10 +64,20 @@ class Index:
     cohort: list[CohortSlide]
     records: list[SlideRecord]
 
+    def used(self) -> list[CohortSlide]:
+        """The slides that have tiles."""
+        return [slide for slide, _ in self._used()]
+
     def load(self) -> list[SlideIndex]:
         """Reads the tile tables of the slides that have tiles."""
         return [
-            SlideIndex(self.root / slide.slide, record.plan, read_xy(self.folder, slide))
+            SlideIndex(self.root / slide.slide, plan, read_xy(self.folder, slide))
+            for slide, plan in self._used()
+        ]
+
+    def _used(self) -> list[tuple[CohortSlide, slide_lib.ReadPlan]]:
+        return [
+            (slide, record.plan)
             for slide, record in zip(self.cohort, self.records, strict=True)
             if not record.problem and record.plan is not None and record.tiles
         ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
 
@@ -12,6 +13,7 @@ from typing_extensions import override
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides import index as index_lib
+from g2l_plugin.slides.cohort import CohortSlide
 from g2l_plugin.slides.packed import PackedTiles
 from g2l_plugin.slides.slide_tiles import SlideTiles
 from g2l_plugin.slides.tiling import TileGrid
@@ -93,6 +95,7 @@ class TileDataset(MapDataset[Any]):
         self._packed_root = packed_root
 
         self.tiles: SlideTiles | PackedTiles = None  # type: ignore[assignment]
+        self._slides: list[CohortSlide] | None = None
 
     @override
     def prepare_data(self) -> None:
@@ -121,6 +124,7 @@ class TileDataset(MapDataset[Any]):
         index.check_losses(self._max_lost)
         size = (self._grid.width, self._grid.height)
         self.tiles = SlideTiles(index.load(), size, self._max_lost, self._max_open_slides)
+        self._slides = index.used()
         if self._split is not None:
             self.tiles.keep(self._select_tiles())
 
@@ -152,10 +156,13 @@ class TileDataset(MapDataset[Any]):
         """
         return self.tiles.read(index)
 
-    @property
-    def n_slides(self) -> int | None:
-        """Slides that the tiles are from, after `setup`; None where they are packed."""
-        return len(self.tiles.paths) if isinstance(self.tiles, SlideTiles) else None
+    def describe_cohort(self) -> dict[str, Any]:
+        """Tiles, and where they are not packed slides and slides of each centre, after `setup`."""
+        described: dict[str, Any] = {"tiles": len(self)}
+        if self._slides is not None:
+            centres = Counter(slide.centre or "unknown" for slide in self._slides)
+            described |= {"slides": len(self._slides), "centres": dict(sorted(centres.items()))}
+        return described
 
     def select_slides(self) -> str | Sequence[str] | None:
         """Slides to choose from, as `choose_cohort` takes them."""

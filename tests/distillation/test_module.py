@@ -113,8 +113,7 @@ def test_a_checkpoint_of_another_student_is_refused(make_module):
     )
     for each in (module, other):
         each.configure_model()
-    checkpoint = {"state_dict": other.state_dict()}
-    other.on_save_checkpoint(checkpoint)
+    checkpoint = {"state_dict": other.state_dict(), "g2l": {}}
     with pytest.raises(UserError, match="another student"):
         module.on_load_checkpoint(checkpoint)
 
@@ -139,7 +138,10 @@ def test_encoders_that_cannot_be_distilled_are_told_before_training(make_module,
 def test_a_start_that_a_published_model_cannot_hold_is_told_before_training(make_module, tmp_path):
     config = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 1}
     for model, obstacle in (
-        (ViTModel(ViTConfig(**config, image_size=32, patch_size=8)), "layer norm's epsilon 1e-12"),
+        (
+            ViTModel(ViTConfig(**config, image_size=32, patch_size=8)),
+            "layer norm's epsilon is 1e-12",
+        ),
         (Dinov2Model(Dinov2Config(**config, qkv_bias=False)), "TransformersNetwork is none of"),
     ):
         folder = tmp_path / type(model).__name__
@@ -150,7 +152,7 @@ def test_a_start_that_a_published_model_cannot_hold_is_told_before_training(make
             std=[0.5] * 3,
             model_kwargs={"img_size": 32},
         )
-        with pytest.raises(UserError, match=f"student cannot start from .*{obstacle}"):
+        with pytest.raises(UserError, match=f"cannot become a published timm model: .*{obstacle}"):
             make_module(student=start).configure_model()
         module = make_module(teacher=start)
         module.configure_model()

@@ -124,7 +124,10 @@ def test_a_run_publishes_and_says_so_last(make_run, tmp_path, capsys):
     assert checkpoint["global_step"] == 4
     assert {key.partition(".")[0] for key in checkpoint["state_dict"]} == {"student", "objective"}
     assert checkpoint["g2l"]["tiles_seen"] == 48
-    assert checkpoint["g2l"]["teacher"]["source"] == f"local-dir:{tmp_path / 'teacher'}"
+    assert checkpoint["g2l"]["finished"] is True
+    assert (
+        checkpoint["g2l"]["teacher"]["provenance"]["source"] == f"local-dir:{tmp_path / 'teacher'}"
+    )
 
     student = timm.create_model(f"local-dir:{folder / 'student'}", pretrained=True)
     for key, value in student.state_dict().items():
@@ -144,10 +147,10 @@ def test_a_run_publishes_and_says_so_last(make_run, tmp_path, capsys):
     evaluation = json.loads((folder / "evaluation.json").read_text())["encoders"]
     assert list(evaluation) == ["teacher", "student before", "student after"]
     assert evaluation["teacher"]["cka"] == pytest.approx(1)
-    card = (folder / "student" / "README.md").read_text()
+    card = " ".join((folder / "student" / "README.md").read_text().split())
     assert f"linear CKA {results['val/cka']['mean']:.4f}" in card
     assert f"{evaluation['student after']['cka']:.4f}" in card
-    assert "4 steps on 48" in card
+    assert "48 augmented tiles in 4 steps" in card
 
     *_, student_line, load_line, benchmark_line = capsys.readouterr().out.splitlines()
     assert student_line.endswith(str(folder / "student"))

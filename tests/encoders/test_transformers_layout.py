@@ -30,7 +30,7 @@ PUBLISHED = {
         {"hidden_size": 1024, "num_attention_heads": 16, "patch_size": 14, "use_swiglu_ffn": True},
         24,
     ),
-    "hf-hub:histai/hibou-B": (
+    "hf-hub:histai/hibou-b": (
         REGISTERS,
         {"hidden_size": 768, "num_attention_heads": 12, "patch_size": 14, "use_swiglu_ffn": True},
         12,

@@ -3,26 +3,52 @@ import dataclasses
 import pytest
 from huggingface_hub import ModelCard
 
+from g2l_plugin.distillation.record import EncoderRecord, RunRecord
 from g2l_plugin.encoders.encoder import Provenance
-from g2l_plugin.publishing.card import StudentFacts, render_card
+from g2l_plugin.publishing.card import CardFacts, render_card
+from g2l_plugin.publishing.licenses import StudentLicense
 
-FACTS = StudentFacts(
-    teacher=Provenance("hf-hub:org/teacher", "abc123", "model.safetensors", "f00d", "apache-2.0"),
-    start=Provenance("hf-hub:org/start", "def456", "model.safetensors", "beef", "apache-2.0"),
-    architecture="vit_giant_patch14_reg4_dinov2",
-    parameters=303_657_216,
-    teacher_parameters=1_134_774_272,
-    embedding_dim=1024,
-    input_size=(224, 224),
-    mean=[0.7068, 0.5755, 0.722],
-    std=[0.195, 0.2316, 0.1816],
-    loss="`LogSumLoss(alpha=4)`",
-    steps=1234,
+TEACHER = Provenance("hf-hub:org/teacher", "abc123", "model.safetensors", "f00d", "apache-2.0")
+START = Provenance("hf-hub:org/start", "def456", "model.safetensors", "beef", "mit")
+RECORD = RunRecord(
+    teacher=EncoderRecord(TEACHER, 1_134_774_272, 608_300_000_000, 1536, (224, 224)),
+    student=EncoderRecord(START, 303_657_216, 164_800_000_000, 1024, (224, 224)),
+    network={
+        "architecture": "vit_giant_patch14_reg4_dinov2",
+        "pretrained_cfg": {
+            "input_size": [3, 224, 224],
+            "mean": [0.7068, 0.5755, 0.722],
+            "std": [0.195, 0.2316, 0.1816],
+        },
+    },
+    loss="LogSumLoss(alpha=4)",
+    finished=True,
+    step=1234,
     tiles_seen=39488,
-    n_slides=1000,
+    seconds=5400,
+    hardware="2 x NVIDIA H200",
+    cohort={"tiles": 7_500_000, "slides": 1000, "centres": {"A1": 600, "B6": 400}},
     alignment={"val/cka": 0.98765, "val/cosine": 0.87654, "step": 1000},
-    evaluation={"k": 20, "encoders": {"student after": {"knn_accuracy": 0.5, "cka": 0.25}}},
-    license="apache-2.0",
+)
+CONFIG = {
+    "trainer": {"class_path": "KDTrainer", "init_args": {"max_steps": 1234, "logger": {"x": 1}}},
+    "model": {
+        "class_path": "g2l_plugin.DistillationModule",
+        "init_args": {
+            "teacher": {"source": "secret/path"},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.0001}},
+        },
+    },
+    "data": {
+        "init_args": {"datasets": {"train": {"init_args": {"root": "/home/me", "width": 256}}}}
+    },
+}
+FACTS = CardFacts(
+    RECORD,
+    StudentLicense("apache-2.0"),
+    "breast",
+    CONFIG,
+    {"k": 20, "encoders": {"student after": {"knn_accuracy": 0.5, "cka": 0.25}}},
 )
 
 
@@ -30,39 +56,66 @@ def test_metadata_is_what_the_hub_reads():
     data = ModelCard(render_card(FACTS)).data
     assert (data.library_name, data.license, data.base_model) == ("timm", "apache-2.0", "org/start")
     assert data.pipeline_tag == "image-feature-extraction"
+    assert "breast" in data.tags
+    results = {result.metric_name: result.metric_value for result in data.eval_results}
+    assert results == {
+        "linear CKA with the teacher": 0.98765,
+        "cosine with the teacher, projected": 0.87654,
+        "kNN accuracy (k=20)": 0.5,
+    }
 
 
 @pytest.mark.parametrize(
     "said",
     [
+        "for breast cancer",
         "303.66 M",
         "26.8%",
-        "abc123",
-        "f00d",
-        "def456",
+        "3.69 times as many tiles per FLOP",
+        "hf-hub:org/teacher@abc123: model.safetensors sha256 f00d",
+        "| start's licence | mit |",
         "1,234 steps",
         "39,488",
-        "1,000 whole slides",
+        "7,500,000 tiles of 1,000 whole slides from 2 centres (A1: 600, B6: 400)",
+        "1.50 hours on 2 x NVIDIA H200",
+        "| model.optimizer | AdamW |",
+        "| model.optimizer.lr | 0.0001 |",
+        "| data.datasets.train.width | 256 |",
         "linear CKA 0.9877",
         "at step 1,000",
         "| student after | 0.5000 | 0.2500 |",
         "k = 20",
+        "| TILS | kNN accuracy | 0.9362 | 0.9344 | 0.9291 | 0.9214 | arXiv 2510.11176 |",
     ],
 )
 def test_the_text_says_what_was_counted(said):
     assert said in " ".join(render_card(FACTS).split())
 
 
+def test_paths_of_the_machine_are_no_hyperparameters():
+    text = render_card(FACTS)
+    assert "/home/me" not in text and "secret/path" not in text
+
+
+def test_restrictions_stand_at_the_top():
+    license = StudentLicense("other", ("The teacher allows no derivatives.",))
+    text = render_card(dataclasses.replace(FACTS, license=license))
+    top = text.partition("## How to load it")[0]
+    assert "> **Before you use or share it:** The teacher allows no derivatives." in top
+    assert "Before you use" not in render_card(FACTS)
+
+
 def test_nothing_is_claimed_that_was_not_measured():
-    facts = dataclasses.replace(
-        FACTS,
+    scratch = Provenance("scratch:vits14", pretrained=False)
+    record = dataclasses.replace(
+        RECORD,
+        student=dataclasses.replace(RECORD.student, provenance=scratch),
         alignment={},
-        evaluation=None,
-        license=None,
-        n_slides=None,
-        start=Provenance("timm:vit_tiny", pretrained=False),
+        cohort={},
+        step=0,
     )
-    text = render_card(facts)
+    text = render_card(CardFacts(record, StudentLicense("other")))
     data = ModelCard(text).data
-    assert "Nothing yet." in text and "random weights" in text and "not settled" in text
-    assert data.license is None and data.base_model is None
+    assert "Nothing yet." in text and "random weights" in text and "Not yet trained." in text
+    assert "hours on" not in text and "Published figures" not in text
+    assert data.base_model is None and data.eval_results is None

@@ -1,0 +1,130 @@
+"""What a run tells of itself: kept in every checkpoint, and all that publishing needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from g2l_plugin.encoders.encoder import Encoder, Provenance
+from g2l_plugin.errors import UserError
+
+KEY = "g2l"
+"""Where a checkpoint holds the record."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderRecord:
+    """What a run knows of one of its encoders.
+
+    Attributes:
+        provenance: Which weights it had at the start.
+        parameters: Number of weights.
+        flops: Floating-point operations for one image.
+        embedding_dim: Width of its embeddings.
+        input_size: Height and width of that image, in pixels.
+    """
+
+    provenance: Provenance
+    parameters: int
+    flops: int
+    embedding_dim: int
+    input_size: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a checkpoint knows of its run.
+
+    Attributes:
+        teacher: The teacher.
+        student: The student, with the weights that it started from.
+        network: The student's config.json as timm writes it: what builds the network anew.
+        loss: Name and settings of the loss.
+        finished: Whether the run had come to its end.
+        step: Optimizer steps taken.
+        tiles_seen: Tiles seen in training.
+        seconds: Time spent in training, over all resumed parts, in seconds.
+        hardware: The devices, e.g. `2 x NVIDIA H200`.
+        cohort: `tiles`, and where known `slides` and `centres` (slides of each).
+        alignment: `val/cosine`, `val/cka` and the `step` they were measured at; may be empty.
+    """
+
+    teacher: EncoderRecord
+    student: EncoderRecord
+    network: dict[str, Any]
+    loss: str
+    finished: bool = False
+    step: int = 0
+    tiles_seen: int = 0
+    seconds: float = 0.0
+    hardware: str = ""
+    cohort: dict[str, Any] = dataclasses.field(default_factory=dict)
+    alignment: dict[str, float] = dataclasses.field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, which a checkpoint keeps and PyTorch reads without running code."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: dict[str, Any], source: str) -> RunRecord:
+        """Reads the record of a checkpoint.
+
+        Args:
+            checkpoint: The loaded checkpoint.
+            source: Where it is from, for errors.
+
+        Raises:
+            UserError: It has none.
+        """
+        try:
+            values = dict(checkpoint[KEY])
+            for role in ("teacher", "student"):
+                part = dict(values[role])
+                part["provenance"] = Provenance(**part["provenance"])
+                part["input_size"] = tuple(part["input_size"])
+                values[role] = EncoderRecord(**part)
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{source} is no checkpoint of a distillation by this version ({error!r}). "
+                "Expected checkpoints/last.ckpt of a run of g2l_plugin.KDTrainer."
+            ) from error
+
+
+def record_encoder(encoder: Encoder, size: int) -> EncoderRecord:
+    """Measures an encoder; runs it once.
+
+    Args:
+        encoder: The encoder.
+        size: Height and width of the images that the run gives it, in pixels.
+    """
+    return EncoderRecord(
+        provenance=encoder.provenance,
+        parameters=encoder.count_parameters(),
+        flops=encoder.count_flops(size),
+        embedding_dim=encoder.embedding_dim,
+        input_size=(size, size),
+    )
+
+
+def describe_loss(loss: nn.Module) -> str:
+    """Name and settings of a loss, e.g. `LogSumLoss(alpha=4)`."""
+    settings = {k: v for k, v in vars(loss).items() if isinstance(v, int | float) and k[0] != "_"}
+    settings.pop("training", None)
+    inner = ", ".join(f"{name}={value:g}" for name, value in settings.items())
+    return f"{type(loss).__name__}({inner})"
+
+
+def describe_hardware(device: torch.device, n_devices: int) -> str:
+    """The devices of a run, e.g. `2 x NVIDIA H200`."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        name = f"CPU ({os.cpu_count()} cores)"
+    else:
+        name = device.type
+    return f"{n_devices} x {name}"

@@ -1,0 +1,148 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import transformers
+from helpers import save_tiny_model
+
+from g2l_plugin import cli
+from g2l_plugin.distillation.losses import LogSumLoss
+from g2l_plugin.distillation.record import KEY, RunRecord, describe_loss, record_encoder
+from g2l_plugin.encoders.folder import timm_config
+from g2l_plugin.encoders.load import load_encoder
+from g2l_plugin.errors import UserError
+from g2l_plugin.publishing.run import find_checkpoint, publish_run
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Makes the folder of a run as training leaves it; returns it and its student."""
+    teacher = load_encoder(f"local-dir:{save_tiny_model(tmp_path / 'teacher')}")
+    student = load_encoder(f"local-dir:{save_tiny_model(tmp_path / 'start', seed=1)}").eval()
+
+    def make(name="run_0", change=lambda checkpoint: None, **record):
+        folder = tmp_path / "session" / name
+        (folder / "checkpoints").mkdir(parents=True)
+        record = RunRecord(
+            teacher=record_encoder(teacher, 32),
+            student=record_encoder(student, 32),
+            network=timm_config(student),
+            loss=describe_loss(LogSumLoss()),
+            **{"finished": True, "step": 10, "tiles_seen": 320, "cohort": {"tiles": 99}} | record,
+        )
+        state = {f"student.{key}": value for key, value in student.state_dict().items()}
+        state["objective.projector.weight"] = torch.zeros(2, 2)
+        checkpoint = {"state_dict": state, KEY: record.to_dict()}
+        change(checkpoint)
+        torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
+        (folder / "evaluation.json").write_text('{"k": 3, "encoders": {}}')
+        (folder / "config.yaml").write_text("trainer: {init_args: {cancer: breast}}\n")
+        return folder, student
+
+    return make
+
+
+def test_a_run_becomes_a_folder_with_all_that_belongs_to_it(make_run, tmp_path):
+    run, student = make_run()
+    published = publish_run(run.parent, tmp_path / "out")
+    assert {path.name for path in published.folder.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+        "results.json",
+        "config.yaml",
+    }
+    card = (published.folder / "README.md").read_text()
+    assert "for breast cancer" in card and "320 augmented tiles in 10 steps" in card
+    assert published.license.identifier == "apache-2.0"
+    config = json.loads((published.folder / "config.json").read_text())
+    assert config["pretrained_cfg"]["license"] == "apache-2.0"
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        loaded = load_encoder(f"local-dir:{published.folder}").eval()
+        assert torch.equal(loaded(images), student(images))
+        # transformers reads the same folder.
+        wrapped = transformers.AutoModel.from_pretrained(published.folder).eval()
+        normalized = (images - student.mean) / student.std
+        torch.testing.assert_close(wrapped(normalized).pooler_output, student(images))
+
+
+def test_the_snippets_of_the_card_run_without_this_package(make_run, tmp_path):
+    run, _ = make_run()
+    card = (publish_run(run).folder / "README.md").read_text()
+    snippets = [part.partition("```")[0] for part in card.split("```python\n")[1:]]
+    assert len(snippets) == 2
+    timms = snippets[0].replace("hf-hub:OWNER/NAME", f"local-dir:{run / 'student'}")
+    code = 'import sys; sys.modules["g2l_plugin"] = None\n' + timms + "print(embeddings.shape)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=99,
+    )
+    assert result.stdout.strip() == "torch.Size([1, 32])", result.stderr
+    exec(snippets[1].replace("OWNER/NAME", str(run / "student")), {})
+
+
+def test_only_a_checkpoint_may_be_of_a_run_that_goes_on(make_run, tmp_path):
+    run, _ = make_run(finished=False)
+    with pytest.raises(UserError, match=r"not come to its end .step 10.*g2l publish .*last\.ckpt"):
+        publish_run(run)
+    assert not (run / "student").exists()
+    path = find_checkpoint(run)
+    assert publish_run(path, tmp_path / "out").folder.is_dir()
+    with pytest.raises(UserError, match="There is no .*none/checkpoints/last.ckpt"):
+        publish_run(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda c: c["state_dict"]["student.model.norm.weight"].fill_(float("nan")),
+            "1 of the student's weights are not finite .norm.weight.",
+        ),
+        (
+            lambda c: c["state_dict"].update({"student.model.projector": torch.ones(1)}),
+            "not those of the student's network: 1 .*projector.*Nothing is published",
+        ),
+        (lambda c: c["state_dict"].pop("student.model.norm.weight"), "network: 1 .*norm.weight"),
+        (lambda c: c.pop(KEY), "no checkpoint of a distillation"),
+    ],
+)
+def test_what_cannot_be_published_leaves_nothing(make_run, change, said):
+    run, _ = make_run(change=change)
+    with pytest.raises(UserError, match=said):
+        publish_run(run)
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoints",
+        "evaluation.json",
+        "config.yaml",
+    }
+
+
+def test_a_damaged_checkpoint_is_told(make_run):
+    run, _ = make_run()
+    path = find_checkpoint(run)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="no checkpoint that can be read"):
+        publish_run(run)
+
+
+def test_the_command_publishes_and_says_the_restrictions(make_run, tmp_path, capsys):
+    def restrict(checkpoint):
+        checkpoint[KEY]["teacher"]["provenance"]["license"] = "cc-by-nc-nd-4.0"
+
+    run, _ = make_run(change=restrict)
+    assert cli.main(["publish", str(run), "--output", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert f"Student: {tmp_path / 'out'}" in out
+    assert "allows no derivatives" in err
+    assert "allows no derivatives" in (tmp_path / "out" / "README.md").read_text()
+    shutil.rmtree(run)
+    assert cli.main(["publish", str(run)]) == 1
+    assert capsys.readouterr().err.startswith("error: There is no ")
