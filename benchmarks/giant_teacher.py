@@ -8,7 +8,7 @@ Each way to load the file of float32 weights gets a process of its own:
 Memory is what the process alone holds: pages of the file itself can be given back at any time. The
 limit of the speed is what this machine reaches in a matrix product of the same precision.
 
-Run: python benchmarks/giant_teacher.py --folder DIR (4.6 GB of disk; DIR is removed at the end)
+Run: python benchmarks/giant_teacher.py --folder DIR (4.6 GB of disk, for a while)
 """
 
 from __future__ import annotations
@@ -120,13 +120,17 @@ def main() -> None:
         writer = spawn.Process(target=write_weights, args=(Path(folder),))
         writer.start()
         writer.join()
+        if writer.exitcode:
+            raise SystemExit("The weights could not be written; is there room for 4.6 GB?")
         for way in WAYS:
             queue = spawn.Queue()
             arguments = (way, Path(folder), options.n_tiles, options.rounds, queue)
             process = spawn.Process(target=measure, args=arguments)
             process.start()
-            found = queue.get(timeout=1800)
-            process.join()
+            process.join()  # what it puts is small enough to wait in the pipe
+            if process.exitcode:
+                raise SystemExit(f"{way}: the process ended with {process.exitcode}.")
+            found = queue.get()
             table.add_row(
                 way,
                 f"{found['loading']:.1f}",

@@ -88,7 +88,7 @@ class DistillationModule(ModelModule):
 
     @override
     def configure_model(self) -> None:
-        if self.student is not None:
+        if self.objective is not None:
             return
         # The student first: a wrong name is told before gigabytes of teacher are read.
         self.student = self.student_source.load()
@@ -216,7 +216,10 @@ class DistillationModule(ModelModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        expected, given = set(self.state_dict()), set(checkpoint["state_dict"])
+        expected, given = (
+            {(name, value.shape) for name, value in state.items()}
+            for state in (self.state_dict(), checkpoint["state_dict"])
+        )
         if expected != given or KEY not in checkpoint:
             raise UserError(
                 f"The checkpoint is of another student or objective: {len(expected - given)} "
@@ -224,6 +227,12 @@ class DistillationModule(ModelModule):
                 "configuration that wrote it."
             )
         record = checkpoint[KEY]
+        had, has = record["teacher"]["provenance"], self.teacher.provenance
+        if had["sha256"] != has.sha256:
+            raise UserError(
+                f"The checkpoint is of a run with another teacher: {had['source']} of sha256 "
+                f"{had['sha256']}, and now {has.source} of {has.sha256}. Resume with its teacher."
+            )
         self.tiles_seen, self._seconds = record["tiles_seen"], record["seconds"]
         self.alignment = dict(record["alignment"])
 

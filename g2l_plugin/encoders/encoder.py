@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import nn
@@ -13,8 +13,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from g2l_plugin.errors import UserError
 
 Output = Literal["class_token", "class_and_mean_patch", "patch_tokens"]
-"""What an encoder gives: the class token (B, D); it and the mean of the patch tokens, joined
-(B, 2 D); or the patch tokens (B, N, D)."""
+"""What an encoder gives: the class token, or the embedding that a network without one pools (B, D);
+the class token and the mean of the patch tokens, joined (B, 2 D); or the patch tokens (B, N, D)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,13 @@ class Encoder(nn.Module):
         self.provenance = provenance
         self.input_size = _input_size(model)
         self.patch_size = _pair(getattr(getattr(model, "patch_embed", model), "patch_size", None))
-        if output != "class_token" and not getattr(model, "num_prefix_tokens", 0):
+        if output not in get_args(Output):
+            raise UserError(f"Unknown output {output!r}. Expected {', '.join(get_args(Output))}.")
+        # Without a norm at the end of its tokens, a network pools them first (DINOv3 in timm).
+        has_tokens = getattr(model, "num_prefix_tokens", 0) and not isinstance(
+            getattr(model, "norm", None), nn.Identity
+        )
+        if output != "class_token" and not has_tokens:
             raise UserError(
                 f"{provenance.source} gives no patch tokens beside a class token, which "
                 f"`output: {output}` needs. Expected a vision transformer, or `class_token`."

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ from typing import Any
 import timm
 import timm.layers
 import torch
+from safetensors import SafetensorError
 from timm.models import is_model_in_modules, model_entrypoint
 from timm.models._hub import save_config_for_hf
 from torch import nn
@@ -22,10 +24,20 @@ from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.hub import CONFIG, PREPROCESSOR
 from g2l_plugin.encoders.transformers_network import load_transformers
 from g2l_plugin.encoders.weights import WEIGHTS, build_network
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
 
-_MAX_SAID = 200
-"""Characters of a library's own message that fit into one line of ours."""
+_LIBRARY_ERRORS = (
+    RuntimeError,
+    TypeError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    AssertionError,
+    ImportError,
+    EOFError,
+    pickle.UnpicklingError,
+    SafetensorError,
+)
 _VIT_MODULES = ("vision_transformer", "deit", "eva")
 
 
@@ -61,17 +73,30 @@ def load_folder(
         if config.get("model_args", {}).get("global_pool") == "":
             # Published to give all tokens, e.g. Virchow2; an encoder gives the class token.
             model_kwargs = {"global_pool": "token"} | model_kwargs
-        return create_timm(f"local-dir:{folder}", source, file, dtype, model_kwargs)
+        network: Any = create_timm(f"local-dir:{folder}", source, file, dtype, model_kwargs)
+        # Where a config does not say, timm takes ImageNet's.
+        said = config.get("pretrained_cfg", config)
+        for name in {"mean", "std"} - said.keys():
+            network.pretrained_cfg.pop(name, None)
+        return network
     if transformers_layout.is_translatable(config) and not remote_code:
-        return _translate(folder, source, config, file, dtype, model_kwargs)
+        with told(source):
+            return _translate(folder, source, config, file, dtype, model_kwargs)
     if "model_type" not in config:
         raise UserError(
             f"{source}: its config.json is neither timm's (no `architecture`) nor transformers' "
             "(no `model_type`). Expected a model published for one of them."
         )
-    return load_transformers(
+    if model_kwargs:
+        raise UserError(
+            f"{source} is a network of transformers that timm has not, and takes no "
+            f"`model_kwargs`; given {', '.join(model_kwargs)}. Leave them out."
+        )
+    network = load_transformers(
         folder, source, config, pretrained=pretrained, dtype=dtype, remote_code=remote_code
     )
+    network.normalization = read_normalization(folder, source)
+    return network
 
 
 def create_timm(
@@ -108,6 +133,8 @@ def create_timm(
         if file is None:
             return build().to(dtype)
         if kwargs.get("features_only"):  # timm cuts off what comes after the last map
+            plain = kwargs | {"features_only": None, "out_indices": None}
+            create_timm(name, source, file, dtype, plain)  # which looks at every weight
             overlay = None if name.startswith("local-dir:") else {"file": str(file)}
             return timm.create_model(
                 name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs
@@ -145,6 +172,32 @@ def read_json(file: Path, source: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise UserError(f"{source}: {file} holds no JSON object. Fetch the folder anew.")
     return content
+
+
+def read_normalization(folder: Path, source: str) -> tuple[list[float] | None, list[float] | None]:
+    """Mean and std of a model published for transformers; None where it does not say.
+
+    Args:
+        folder: The folder.
+        source: Its source, for errors.
+
+    Raises:
+        UserError: It prepares images in another way.
+    """
+    file = folder / PREPROCESSOR
+    settings = read_json(file, source) if file.is_file() else {}
+    if settings.get("do_normalize", True) is False:
+        raise UserError(
+            f"{source} takes images that are not normalised ({PREPROCESSOR}: do_normalize false). "
+            "Give `mean: [0, 0, 0]` and `std: [1, 1, 1]` beside `source`, and remove that line."
+        )
+    factor = settings.get("rescale_factor", 1 / 255)
+    if abs(factor * 255 - 1) > 1e-3:
+        raise UserError(
+            f"{source} takes images scaled by {factor:g} ({PREPROCESSOR}: rescale_factor). "
+            "Expected 1/255, which gives images in [0, 1]."
+        )
+    return settings.get("image_mean"), settings.get("image_std")
 
 
 def timm_config(encoder: Encoder) -> dict[str, Any]:
@@ -211,12 +264,10 @@ def told(
         yield
     except UserError:
         raise
-    except (RuntimeError, TypeError, ValueError, KeyError, AttributeError) as error:
-        said = " ".join(str(error).split()).rstrip(".")
-        if len(said) > _MAX_SAID:
-            said = f"{said[:_MAX_SAID]} …"
+    except _LIBRARY_ERRORS as error:
         raise UserError(
-            f"{library} cannot build {source}: {type(error).__name__}: {said}. Check {advice}."
+            f"{library} cannot build {source}: {type(error).__name__}: {in_one_line(error)}. "
+            f"Check {advice}."
         ) from error
 
 
@@ -247,17 +298,16 @@ def _translate(
     model_kwargs: dict[str, Any],
 ) -> nn.Module:
     """Builds timm's architecture for a model of transformers; see `transformers_layout`."""
+    config = transformers_layout.complete(config)
     architecture = transformers_layout.timm_architecture(config)
     kwargs = {"num_classes": 0} | transformers_layout.timm_model_args(config) | model_kwargs
-    preprocessor = (
-        read_json(folder / PREPROCESSOR, source) if (folder / PREPROCESSOR).is_file() else {}
-    )
+    mean, std = read_normalization(folder, source)
     size = kwargs["img_size"]
     # timm's own settings of this architecture are those of another model.
     cfg = {
         "input_size": (3, *((size, size) if isinstance(size, int) else size)),
-        "mean": preprocessor.get("image_mean"),
-        "std": preprocessor.get("image_std"),
+        "mean": mean,
+        "std": std,
         "license": None,
     }
 

@@ -20,7 +20,7 @@ from loguru import logger
 
 from g2l_plugin.encoders.known import find_known
 from g2l_plugin.encoders.weights import WEIGHTS
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
 
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
@@ -105,7 +105,9 @@ def explained(source: str, revision: str | None = None) -> Iterator[None]:
     except errors.LocalEntryNotFoundError as error:
         raise UserError(_out_of_reach(source)) from error
     except errors.EntryNotFoundError as error:
-        raise UserError(f"Model {name} lacks a file that is needed: {_line(error)}.") from error
+        raise UserError(
+            f"Model {name} lacks a file that is needed: {in_one_line(error)}."
+        ) from error
     except errors.HFValidationError as error:
         raise UserError(
             f"{source} is no name of a model on the Hub. Expected hf-hub:org/name."
@@ -115,23 +117,23 @@ def explained(source: str, revision: str | None = None) -> Iterator[None]:
     except (errors.HTTPError, URLError, ConnectionError, TimeoutError) as error:
         raise UserError(_out_of_reach(source)) from error
     except errors.XetDownloadError as error:
-        if "os error 28" in str(error):
+        if any(f"os error {number}" in str(error) for number in _DISK_FULL):
             raise UserError(_disk_full(name)) from error
         raise UserError(_cut_off(name, error)) from error
+    except FileNotFoundError:
+        raise
     except OSError as error:
         if error.errno in _DISK_FULL:
             raise UserError(_disk_full(name)) from error
-        if isinstance(error, PermissionError):
+        if error.errno is not None:
             raise UserError(
                 f"{name} cannot be written to the Hub's cache: {error}. Set HF_HOME to a folder "
                 "that you may write to."
             ) from error
-        if error.errno is None and isinstance(error.__cause__, Exception):
+        if isinstance(error.__cause__, Exception):
             with explained(source, revision):  # transformers wraps the Hub's errors
                 raise error.__cause__ from None
-        if error.errno is None:  # of the Hub's client, and not of the system
-            raise UserError(_cut_off(name, error)) from error
-        raise
+        raise UserError(_cut_off(name, error)) from error
 
 
 def _ask(repo_id: str, revision: str | None) -> ModelInfo | None:
@@ -157,10 +159,13 @@ def _ask(repo_id: str, revision: str | None) -> ModelInfo | None:
         )
         hf_raise_for_status(response)
         return ModelInfo(**response.json())
-    except (errors.HTTPError, OSError) as error:
+    except (errors.HTTPError, OSError, ValueError) as error:  # a wall may answer in the Hub's place
         if isinstance(error, errors.HfHubHTTPError) and (_status(error) or 0) < 500:
             raise  # it did answer, and said no
-        logger.warning(f"The Hub cannot be reached; looking for {repo_id} in the local cache.")
+        logger.warning(
+            f"The Hub cannot be reached ({in_one_line(error)}); looking for {repo_id} in the local "
+            "cache."
+        )
         return None
 
 
@@ -215,8 +220,14 @@ def _refused(source: str, status: int | None) -> str:
             f"The Hub does not take your token for {name} (401). Log in anew (`hf auth login`, or "
             "HF_TOKEN), or unset a token that has expired."
         )
-    if status == 403:
+    known = find_known(source)
+    if status == 403 and known and known.gated:
         return _no_access(source)
+    if status == 403:
+        return (
+            f"The Hub, or a proxy before it, refuses {name} (403). Check your token's rights and "
+            f"the proxy, or {_BY_HAND}."
+        )
     return f"The Hub answered {status} for {name}. Try again later, or {_BY_HAND}."
 
 
@@ -239,14 +250,9 @@ def _disk_full(name: str) -> str:
 
 def _cut_off(name: str, error: Exception) -> str:
     return (
-        f"The download of {name} was cut off ({_line(error)}). Run the same again: the files "
+        f"The download of {name} was cut off ({in_one_line(error)}). Run the same again: the files "
         "that are whole are kept."
     )
-
-
-def _line(error: Exception) -> str:
-    said = " ".join(str(error).split()).rstrip(".")
-    return said if len(said) <= 200 else f"{said[:200]} …"
 
 
 def _how_to_get_access(source: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import inspect
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,6 @@ from typing import Any
 
 import timm
 import torch
-from huggingface_hub import try_to_load_from_cache
 from loguru import logger
 from torch import nn
 
@@ -90,7 +90,8 @@ def load_encoder(
     if dtype not in _PRECISIONS:
         raise UserError(f"Unknown dtype {dtype!r}. Expected {', '.join(_PRECISIONS)}.")
     known = find_known(source)
-    kwargs = dict(known.model_kwargs if known else {}) | (model_kwargs or {})
+    own = {} if known is None or source.startswith("eva:") else known.model_kwargs
+    kwargs = dict(own) | (model_kwargs or {})
     model, provenance = _load(
         source, revision, known, pretrained, kwargs, _PRECISIONS[dtype], trust_remote_code
     )
@@ -100,8 +101,9 @@ def load_encoder(
     if source.startswith("eva:pathology/"):
         # Weights from elsewhere in a network that timm knows with other settings (Lunit's).
         cfg = {}
-    mean = mean or (known.mean if known else cfg.get("mean"))
-    std = std or (known.std if known else cfg.get("std"))
+    own_mean, own_std = getattr(model, "normalization", (cfg.get("mean"), cfg.get("std")))
+    mean = mean or (known.mean if known else own_mean)
+    std = std or (known.std if known else own_std)
     if not mean or not std or not len(mean) == len(std) == 3:
         raise UserError(
             f"The normalisation of {source} is not known: mean {mean}, std {std}. Give its "
@@ -231,15 +233,15 @@ def _load(
         model = create_timm(name, source, file, dtype, kwargs)
         return model, Provenance(source, commit, file.name, sha256)
     if scheme == "eva":
-        model = _load_from_eva(name, source, pretrained, kwargs).to(dtype)
-        commit = _cached_commit(known.repo_id) if known and known.repo_id else None
-        return model, Provenance(source, commit, None, hash_tensors(model))
+        model = _load_from_eva(name, source, pretrained, kwargs)
+        return model.to(dtype), Provenance(source, None, None, hash_tensors(model))
     raise UserError(f"Unknown encoder source {source!r}. Expected {_SCHEMES}.")
 
 
 def _download_timm_weights(name: str, source: str) -> tuple[Path, str]:
     """The safetensors file of a timm model's own weights, and its commit on the Hub."""
-    cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
+    with told(source):
+        cfg = timm.get_pretrained_cfg(name) if timm.is_model(name) else None
     if cfg is None or not cfg.hf_hub_id:
         raise UserError(
             f"timm has no weights on the Hub for {name!r}. Check the name with "
@@ -260,23 +262,22 @@ def _load_from_eva(name: str, source: str, pretrained: bool, kwargs: dict[str, A
         )
     if not pretrained:
         raise UserError(f"eva:{name} has only its own weights; leave `pretrained` true.")
+    taken = inspect.signature(backbone_registry.get(name)).parameters
+    if foreign := [key for key in kwargs if key not in taken]:  # eva would leave them out
+        raise UserError(
+            f"eva:{name} takes no {', '.join(foreign)}. Expected `model_kwargs` among "
+            f"{', '.join(taken) or 'none'}."
+        )
     with told(source, "eva", "`model_kwargs`, the connection and HF_TOKEN"), explained(source):
         return ModelFromRegistry(name, model_kwargs=kwargs).model
 
 
-def _cached_commit(repo_id: str) -> str | None:
-    """The commit of a repository's main branch in the local cache."""
-    for file in (WEIGHTS, "pytorch_model.bin", CONFIG):
-        if isinstance(path := try_to_load_from_cache(repo_id, file), str):
-            return Path(path).parent.name
-    return None
-
-
 def _compare(encoder: Encoder, known: KnownEncoder) -> None:
     """Warns where a known encoder is not what it is known as."""
-    found = (encoder.count_parameters(), encoder.provenance.source)
-    if known.parameters is not None and found[0] != known.parameters:
+    parameters = encoder.count_parameters()
+    if parameters != known.parameters:
         logger.warning(
-            f"{found[1]} has {found[0]:,} parameters, and not the {known.parameters:,} that it is "
-            "known with: its repository has changed. Check what it is before you rely on it."
+            f"{encoder.provenance.source} has {parameters:,} parameters, and not the "
+            f"{known.parameters:,} that it is known with: its repository has changed. Check what "
+            "it is before you rely on it."
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+import transformers
 
 from g2l_plugin.errors import UserError
 
@@ -61,6 +62,14 @@ def is_translatable(config: dict[str, Any]) -> bool:
     )
 
 
+def complete(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with what it leaves to the defaults of its kind."""
+    kind = config.get("model_type")
+    if kind not in _FAMILIES:
+        return config
+    return transformers.CONFIG_MAPPING[kind](**config).to_dict() | config
+
+
 def timm_architecture(config: dict[str, Any]) -> str:
     """The architecture of timm that `timm_model_args` makes equal to a config.json."""
     if config.get("use_swiglu_ffn"):
@@ -96,7 +105,8 @@ def timm_model_args(config: dict[str, Any]) -> dict[str, Any]:
         "patch_size": config["patch_size"],
         "reg_tokens": config.get("num_register_tokens", 0),
         "init_values": 0 if config.get("model_type") == "vit" else 1e-5,  # timm skips None
-        "img_size": _IMG_SIZE,
+        # A DINOv2 takes any size, and tiles have this one; a ViT only its own.
+        "img_size": config["image_size"] if config.get("model_type") == "vit" else _IMG_SIZE,
     }
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,10 @@ import transformers
 from torch import nn
 
 from g2l_plugin.encoders.weights import WEIGHTS, read_tensors
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
+
+# Of a classifier or of masked training: no part of the tokens, and often not published.
+_NOT_OF_TOKENS = re.compile(r"pooler\b|classifier|mask_token|^head\.|decoder")
 
 
 class TransformersNetwork(nn.Module):
@@ -32,6 +36,7 @@ class TransformersNetwork(nn.Module):
         self.num_prefix_tokens = 1 + (getattr(config, "num_register_tokens", 0) or 0)
         self.input_size = getattr(config, "image_size", None)
         self.patch_size = getattr(config, "patch_size", None)
+        self.normalization: tuple[list[float] | None, list[float] | None] = (None, None)
 
     def forward_features(self, images: torch.Tensor) -> torch.Tensor:
         """All tokens (B, T, D) of normalised images (B, 3, H, W)."""
@@ -50,7 +55,7 @@ def load_transformers(
     pretrained: bool,
     dtype: torch.dtype,
     remote_code: bool,
-) -> nn.Module:
+) -> TransformersNetwork:
     """Loads a model with the transformers library's own class, or with the folder's code.
 
     Args:
@@ -74,28 +79,52 @@ def load_transformers(
         if not pretrained:
             parsed = transformers.AutoConfig.from_pretrained(folder, **options)
             model = transformers.AutoModel.from_config(parsed, trust_remote_code=remote_code)
-            return TransformersNetwork(model.to(dtype))
+            return _checked(TransformersNetwork(model.to(dtype)), source)
         read_tensors(folder / WEIGHTS, source)
         model, report = transformers.AutoModel.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, dtype=dtype, **options
         )
-    except (RuntimeError, TypeError, ValueError, KeyError, ImportError, OSError) as error:
-        said = " ".join(str(error).split())[:200].rstrip(".")
+        network = _checked(TransformersNetwork(model), source)
+    except UserError:
+        raise
+    except Exception as error:  # there are as many as there are networks
         raise UserError(
-            f"transformers cannot build {source}: {type(error).__name__}: {said}. Check its "
-            "config.json and that its weights belong to it."
+            f"transformers cannot build {source} as a vision transformer: {type(error).__name__}: "
+            f"{in_one_line(error)}. Check its config.json and that its weights belong to it."
         ) from error
-    missing = sorted(
+    wrong = sorted(
         name
-        for name in {*report["missing_keys"], *map(str, report["mismatched_keys"])}
-        if "pooler." not in name  # not used for tokens, and often not published
+        for keys in ("missing_keys", "mismatched_keys", "unexpected_keys")
+        for name in map(str, report[keys])
+        if not _NOT_OF_TOKENS.search(name)
     )
-    if missing:  # transformers leaves them random
+    if wrong:  # transformers leaves them random, or out
         raise UserError(
-            f"{source}: {len(missing)} weights of its config.json are not in {WEIGHTS} "
-            f"({', '.join(missing[:3])}). Check that the file belongs to it."
+            f"{source}: {len(wrong)} weights are in its config.json and not in {WEIGHTS}, or the "
+            f"other way round ({', '.join(wrong[:3])}). Check that the file belongs to it."
         )
-    return TransformersNetwork(model)
+    return network
+
+
+def _checked(network: TransformersNetwork, source: str) -> TransformersNetwork:
+    """Runs one image: what comes out must be a class token, registers, and a token a patch."""
+    size = network.input_size or 224
+    height, width = (size, size) if isinstance(size, int) else size
+    weights = next(network.parameters())
+    with torch.no_grad():
+        tokens = network.eval().forward_features(torch.zeros(1, 3, height, width).to(weights))
+    expected = tokens.shape[1] if tokens.ndim == 3 else 0
+    if patch := network.patch_size:
+        patch_height, patch_width = (patch, patch) if isinstance(patch, int) else patch
+        n_patches = (height // patch_height) * (width // patch_width)
+        expected = network.num_prefix_tokens + n_patches
+    if tokens.shape != (1, expected, network.num_features):
+        raise UserError(
+            f"{source} gives {tuple(tokens.shape)} for an image of {height}x{width} px. Expected a "
+            f"vision transformer's tokens, class token first: (1, {expected}, "
+            f"{network.num_features})."
+        )
+    return network
 
 
 def _check_code(source: str, config: dict[str, Any], remote_code: bool) -> None:
@@ -114,5 +143,6 @@ def _check_code(source: str, config: dict[str, Any], remote_code: bool) -> None:
         if owner != name:
             raise UserError(
                 f"{source} would run code of another repository, {owner}. Only that of {name} is "
-                "allowed; keep a copy of both in one folder (local-dir:path)."
+                f"allowed; keep a copy of both in one folder (local-dir:path), and remove "
+                f"'{owner}--' from `auto_map` in its config.json."
             )

@@ -32,8 +32,9 @@ def build_network(
     """Builds a network whose weights are those of a file.
 
     It is built without memory and takes the file's tensors as its own: there is no second copy, and
-    no time goes into random weights. Nothing of the network may be missing in the file, nor the
-    other way round.
+    no time goes into random weights; only a network with tables that are computed and not saved (of
+    rotary embeddings) is built with both first. Nothing of the network may be missing in the file,
+    nor the other way round.
 
     Args:
         build: Builds the network with random weights.
@@ -50,7 +51,6 @@ def build_network(
     state = convert(read_tensors(file, source, dtype), network)
     _check_fit(state, network.state_dict(), file, source)
     if {name for name, _ in network.named_buffers()} - state.keys():
-        # What is computed and not saved (tables of rotary embeddings) has to be computed.
         network = build().to(dtype)
     network.load_state_dict(state, assign=True)
     return network
@@ -69,12 +69,6 @@ def read_tensors(
     Raises:
         UserError: The file is no safetensors file, or not whole.
     """
-    with file.open("rb") as stream:
-        if stream.read(2) in _PICKLES:
-            raise UserError(
-                f"{source}: {file} is a pickle under another name, which could run code when it is "
-                "read. Expected a safetensors file; convert a copy that you trust."
-            )
     try:
         with safe_open(file, framework="pt") as tensors:
             state = {}
@@ -83,6 +77,12 @@ def read_tensors(
                 state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
             return state
     except SafetensorError as error:
+        with file.open("rb") as stream:
+            if stream.read(2) in _PICKLES:
+                raise UserError(
+                    f"{source}: {file} is a pickle under another name, which could run code when "
+                    "it is read. Expected a safetensors file; convert a copy that you trust."
+                ) from error
         raise UserError(
             f"{source}: {file} is no whole safetensors file ({error}). Fetch it anew; in the Hub's "
             "cache, remove it first."

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -118,6 +119,31 @@ def test_a_checkpoint_of_another_student_is_refused(make_module):
         module.on_load_checkpoint(checkpoint)
 
 
+def test_a_run_is_resumed_with_its_own_teacher_only(make_module, tmp_path):
+    module = make_module()
+    module.configure_model()
+    record = {"tiles_seen": 8, "seconds": 1.5, "alignment": {}}
+    provenance = dataclasses.asdict(module.teacher.provenance)
+    checkpoint = {
+        "state_dict": module.state_dict(),
+        "g2l": record | {"teacher": {"provenance": provenance}},
+    }
+    module.on_load_checkpoint(checkpoint)
+    assert module.tiles_seen == 8
+    provenance["sha256"] = "f00d"
+    with pytest.raises(UserError, match="of a run with another teacher: .* of sha256 f00d"):
+        module.on_load_checkpoint(checkpoint)
+
+
+def test_a_model_that_could_not_be_loaded_is_loaded_the_next_time(make_module, tmp_path):
+    module = make_module(teacher=EncoderSource(f"local-dir:{tmp_path / 'later'}"))
+    with pytest.raises(UserError, match="later"):
+        module.configure_model()
+    save_tiny_model(tmp_path / "later")
+    module.configure_model()
+    assert module.teacher.embedding_dim == 32
+
+
 def test_a_missing_student_is_told_before_the_teacher_is_read(make_module, tmp_path):
     module = make_module(student=EncoderSource(f"local-dir:{tmp_path / 'none'}"))
     with pytest.raises(UserError, match="none"):
@@ -146,12 +172,7 @@ def test_a_start_that_a_published_model_cannot_hold_is_told_before_training(make
     ):
         folder = tmp_path / type(model).__name__
         model.save_pretrained(folder)
-        start = EncoderSource(
-            f"local-dir:{folder}",
-            mean=[0.5] * 3,
-            std=[0.5] * 3,
-            model_kwargs={"img_size": 32},
-        )
+        start = EncoderSource(f"local-dir:{folder}", mean=[0.5] * 3, std=[0.5] * 3)
         with pytest.raises(UserError, match=f"cannot become a published timm model: .*{obstacle}"):
             make_module(student=start).configure_model()
         module = make_module(teacher=start)

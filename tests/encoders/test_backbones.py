@@ -1,6 +1,10 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from helpers import save_tiny_model
+from safetensors.torch import load_file, save_file
 
 from g2l_plugin.encoders import backbones
 from g2l_plugin.errors import UserError
@@ -21,6 +25,18 @@ def test_a_student_gives_class_token_embeddings_at_any_image_size(source):
 def test_out_indices_give_patch_maps(source, out_indices, n_maps):
     maps = backbones.student(source, out_indices=out_indices).eval()(torch.zeros(2, 3, 64, 64))
     assert [tuple(m.shape) for m in maps] == [(2, 32, 8, 8)] * n_maps
+
+
+def test_patch_maps_are_never_of_random_weights(source):
+    folder = Path(source.removeprefix("local-dir:"))
+    weights = load_file(folder / "model.safetensors")
+    weights.pop("blocks.0.norm1.weight")
+    save_file(weights, folder / "model.safetensors")
+    config = json.loads((folder / "config.json").read_text())
+    config["pretrained_cfg"]["num_classes"] = 1000  # timm is not strict then
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="1 weights missing .blocks.0.norm1.weight."):
+        backbones.student(source, out_indices=1)
 
 
 def test_the_variable_names_the_student(source, monkeypatch):

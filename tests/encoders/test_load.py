@@ -130,6 +130,8 @@ def test_weights_are_held_in_the_precision_that_was_asked_for(tmp_path):
     assert full.provenance == half.provenance
     with pytest.raises(UserError, match="Unknown dtype 'int8'. Expected float32, bfloat16"):
         load_encoder(source, dtype="int8")
+    with pytest.raises(UserError, match="Unknown output 'mean'. Expected class_token, class_and"):
+        load_encoder(source, output="mean")
 
 
 def test_weights_that_are_missing_are_never_left_random(tmp_path):
@@ -147,6 +149,28 @@ def test_weights_that_are_missing_are_never_left_random(tmp_path):
     timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)  # timm says nothing
     with pytest.raises(UserError, match="1 weights missing .norm.weight."):
         load_encoder(f"local-dir:{folder}")
+
+
+def test_a_config_that_does_not_say_its_normalisation_gets_none_from_timm(tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    del config["pretrained_cfg"]["mean"]
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="normalisation of .* is not known: mean None"):
+        load_encoder(f"local-dir:{folder}")
+
+
+def test_a_safetensors_file_may_begin_like_a_pickle(tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
+    file = folder / "model.safetensors"
+    size = int.from_bytes(file.read_bytes()[:8], "little")
+    target = next(
+        n for n in range(size, size + 65536) if n.to_bytes(8, "little")[:2] == b"\x80\x02"
+    )
+    data = file.read_bytes()
+    header = data[8 : 8 + size].ljust(target)
+    file.write_bytes(target.to_bytes(8, "little") + header + data[8 + size :])
+    assert load_encoder(f"local-dir:{folder}").embedding_dim == 32
 
 
 def test_tables_that_are_computed_and_not_saved_are_right(tmp_path):
@@ -195,6 +219,7 @@ def test_pickled_weights_are_never_read(tmp_path):
     ("source", "said"),
     [
         ("resnet50", "Unknown encoder source 'resnet50'. Expected hf-hub:"),
+        ("timm:vit_tiny_patch16_224.typo", "timm cannot build timm:vit_tiny_patch16_224.typo"),
         ("timm:no_such_model", "no weights on the Hub for 'no_such_model'"),
         ("eva:pathology/none", "eva has no backbone 'pathology/none'.*bioptimus_h_optimus_0"),
         ("local-dir:/no/such/folder", "there is no /no/such/folder/config.json"),
@@ -233,6 +258,15 @@ def test_wrong_arguments_are_told(tmp_path):
     (folder / "config.json").write_text("{")
     with pytest.raises(UserError, match=r"config\.json is no JSON"):
         load_encoder(f"local-dir:{folder}")
+
+
+def test_arguments_that_would_be_left_out_are_told():
+    with pytest.raises(UserError, match="takes no img_size. Expected `model_kwargs` among dynamic"):
+        load_encoder("eva:pathology/lunit_vits16", model_kwargs={"img_size": 448})
+    with pytest.raises(UserError, match="timm cannot build .*AssertionError"):
+        load_encoder(
+            "timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY | {"num_heads": 5}
+        )
 
 
 def test_a_file_that_was_cut_off_is_told(tmp_path):

@@ -115,6 +115,7 @@ def test_what_timm_does_not_have_is_left_to_transformers():
     swiglu = Dinov2WithRegistersConfig(**TINY, use_swiglu_ffn=True).to_dict()
     renamed = swiglu | {"model_type": "someone's own"}  # as Hibou names itself
     assert transformers_layout.is_translatable(renamed)
+    assert transformers_layout.complete({"model_type": "vit"})["hidden_size"] == 768
     for other in (
         {"model_type": "bert"},
         swiglu | {"hidden_act": "relu"},

@@ -4,7 +4,14 @@ import pytest
 import torch
 from helpers import save_own_code
 from safetensors.torch import load_file, save_file
-from transformers import Dinov2WithRegistersConfig, Dinov2WithRegistersModel
+from transformers import (
+    Dinov2WithRegistersConfig,
+    Dinov2WithRegistersModel,
+    ResNetConfig,
+    ResNetModel,
+    SwinConfig,
+    SwinModel,
+)
 
 from g2l_plugin.encoders.load import load_encoder
 from g2l_plugin.errors import UserError
@@ -43,12 +50,45 @@ def test_what_timm_lacks_is_of_transformers_own_class(tmp_path, reference):
     assert not fresh.provenance.pretrained
 
 
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        (
+            SwinModel(SwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[1])),
+            "gives .1, ",
+        ),
+        (ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])), "cannot build"),
+    ],
+)
+def test_a_network_without_a_class_token_is_told(tmp_path, model, said):
+    model.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=said):
+        load_encoder(f"local-dir:{tmp_path}", **NORMALIZATION)
+
+
+def test_the_normalisation_is_that_of_the_repository(tmp_path, reference):
+    file = tmp_path / "preprocessor_config.json"
+    file.write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}))
+    encoder = load_encoder(f"local-dir:{tmp_path}")
+    assert encoder.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    for settings, said in (
+        ({"do_normalize": False}, "images that are not normalised"),
+        ({"rescale_factor": 1 / 127.5}, "scaled by 0.00784314"),
+    ):
+        file.write_text(json.dumps(settings))
+        with pytest.raises(UserError, match=said):
+            load_encoder(f"local-dir:{tmp_path}", **NORMALIZATION)
+    file.unlink()
+    with pytest.raises(UserError, match="takes no `model_kwargs`; given nonsense"):
+        load_encoder(f"local-dir:{tmp_path}", model_kwargs={"nonsense": 1}, **NORMALIZATION)
+
+
 def test_weights_that_transformers_would_leave_random_are_told(tmp_path, reference):
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("layernorm.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        UserError, match="1 weights of its config.json are not in model.safetensors"
+        UserError, match="1 weights are in its config.json and not in model.safetensors"
     ):
         load_encoder(f"local-dir:{tmp_path}", **NORMALIZATION)
 
