@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 import timm
 import torch
-from helpers import ROOT, printed_command, run_eva, save_tiny_model
+from helpers import ROOT, printed_command, run_eva, run_g2l, save_tiny_model
 
 from g2l_plugin.demo.cohort import CENTRES, make_cohort
 
@@ -86,6 +86,25 @@ def test_plain_timm_loads_the_trained_student(student):
     for key, value in model.state_dict().items():
         assert torch.equal(checkpoint["state_dict"][f"student.model.{key}"], value)
     assert model.pretrained_cfg["mean"] != (0.0, 0.0, 0.0)
+
+
+def test_the_card_says_what_the_student_has_seen(student):
+    card = " ".join((student / "README.md").read_text().split())
+    assert re.search(
+        r"128 augmented tiles in 8 steps, drawn from \d+ tiles of \d whole slides", card
+    )
+    assert re.search(r"from \d centres \([A-Za-z0-9]+: \d", card)
+    assert "| data.dataloaders.train.batch_size | 16 |" in card
+    assert "for breast cancer" in card
+    for name in ("results.json", "config.yaml"):
+        assert (student / name).is_file()
+
+
+def test_the_same_student_is_published_anew_from_the_run(student, tmp_path):
+    result = run_g2l("publish", student.parent, "--output", tmp_path / "again")
+    assert result.returncode == 0, result.stderr
+    for file in student.iterdir():
+        assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
 def test_an_eva_config_that_knows_nothing_of_us_benchmarks_it_by_name(

@@ -59,7 +59,7 @@ def test_packed_tiles_are_the_tiles_of_the_slides(index, tmp_path, monkeypatch):
     for split in ("train", "val"):
         slides, shards = from_slides(index, split), packed(tmp_path / "packed", split)
         assert len(shards) == len(slides) == settings[f"{split}_tiles"]
-        assert shards.n_slides is None
+        assert shards.describe_cohort() == {"tiles": len(shards)}
         originals = torch.stack([slides[i] for i in range(len(slides))]).float()
         copies = torch.stack([shards[i] for i in range(len(shards))]).float()
         assert copies.shape[1:] == (3, 64, 64)

@@ -78,7 +78,7 @@ def test_unusable_slides_stop_a_run_unless_they_are_allowed(cohort):
     (cohort / "slides" / "bad.svs").write_bytes(b"no slide")
     with pytest.raises(UserError, match=r"1 of 4 slides.*bad\.svs"):
         make_dataset(cohort)
-    assert make_dataset(cohort, max_lost=0.3).n_slides == 3
+    assert make_dataset(cohort, max_lost=0.3).describe_cohort()["slides"] == 3
 
 
 @pytest.mark.parametrize("workers", [0, 2])
