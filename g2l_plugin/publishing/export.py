@@ -82,6 +82,7 @@ def write_folder(
         safetensors.torch.save_file(
             tensors, partial / WEIGHTS, metadata={"format": "pt"} | (metadata or {})
         )
+        _sort_metadata(partial / WEIGHTS)
         (partial / WEIGHTS).chmod(0o644)  # safetensors closes it to others
         write_text(partial / README, card)
         for name, text in (files or {}).items():
@@ -94,6 +95,21 @@ def normalization(encoder: Encoder) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of an encoder, as its published config.json says them."""
     cfg = timm_config(encoder)["pretrained_cfg"]
     return list(cfg["mean"]), list(cfg["std"])
+
+
+def _sort_metadata(file: Path) -> None:
+    """Writes a safetensors file's metadata in order, so that the same student has the same hash.
+
+    safetensors writes them in an order of chance.
+    """
+    with file.open("r+b") as stream:
+        size = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        assert len(text) <= size  # the same items: what is left is padding
+        stream.seek(8)
+        stream.write(text.ljust(size))
 
 
 def _check_finite(state: Mapping[str, torch.Tensor]) -> None:

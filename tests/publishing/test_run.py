@@ -4,6 +4,7 @@ import subprocess
 import sys
 
 import pytest
+import safetensors
 import torch
 import transformers
 from helpers import save_tiny_model
@@ -68,6 +69,16 @@ def test_a_run_becomes_a_folder_with_all_that_belongs_to_it(make_run, tmp_path):
         wrapped = transformers.AutoModel.from_pretrained(published.folder).eval()
         normalized = (images - student.mean) / student.std
         torch.testing.assert_close(wrapped(normalized).pooler_output, student(images))
+
+
+def test_the_same_student_has_the_same_hash(make_run, tmp_path):
+    run, _ = make_run()
+    files = [publish_run(run, tmp_path / f"{n}").folder / "model.safetensors" for n in range(6)]
+    assert len({file.read_bytes() for file in files}) == 1
+    with safetensors.safe_open(files[0], "pt") as opened:
+        metadata = opened.metadata()
+    assert metadata["format"] == "pt" and metadata["step"] == "10"
+    assert "teacher: model.safetensors sha256" in metadata["teacher"]
 
 
 def test_the_snippets_of_the_card_run_without_this_package(make_run, tmp_path):
