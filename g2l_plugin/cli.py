@@ -32,6 +32,7 @@ examples:
 examples:
   g2l publish logs/g2l_breast/20261123-141422/run_0 --output breast_vitl14
   g2l publish logs/g2l_breast/20261123-141422/run_0/checkpoints/last.ckpt --output half_way
+  g2l publish logs/g2l_breast/20261123-141422/run_0 --repo-id org/breast_vitl14 --dry-run
 """,
     "pack": """\
 example:
@@ -144,7 +145,9 @@ def _add_models(commands: argparse._SubParsersAction) -> None:
 
 def _add_publish(commands: argparse._SubParsersAction) -> None:
     parser = _add_command(
-        commands, "publish", "Writes the student of a run as a folder that plain timm loads."
+        commands,
+        "publish",
+        "Writes the student of a run as a folder that plain timm loads, and uploads it to the Hub.",
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of a run that has ended, or a checkpoint")
@@ -154,6 +157,15 @@ def _add_publish(commands: argparse._SubParsersAction) -> None:
         help="cancer of its slides for the card, e.g. breast; of its config if not given",
     )
     add("--license", help="licence identifier; what follows from teacher and start if not given")
+    hub = parser.add_argument_group("upload to the Hub")
+    add = hub.add_argument
+    add("--repo-id", metavar="ORG/NAME", help="where to; without it nothing is uploaded")
+    add("--private", action="store_true", help="makes a new repository private")
+    add("--revision", help="branch to commit to; main if not given")
+    add("--tag", help="tag to give to the commit")
+    add("--create-pr", action="store_true", help="opens a pull request instead of committing")
+    add("--replace", action="store_true", help="replaces another model that is there")
+    add("--dry-run", action="store_true", help="shows what would go, and changes nothing there")
     parser.set_defaults(command=_publish)
 
 
@@ -285,3 +297,23 @@ def _publish(options: argparse.Namespace) -> None:
     for restriction in published.license.restrictions:
         print(f"Licence: {restriction}", file=sys.stderr)
     print(f"Student: {published.folder}")
+    if options.repo_id is None:
+        return
+    if published.license.restrictions and options.license is None:
+        raise UserError(
+            f"Nothing is uploaded to {options.repo_id}: the weights that the student was made from "
+            "restrict it. Read the lines above, and name the licence you give it (--license)."
+        )
+    from g2l_plugin.publishing.hub import upload_student
+
+    url = upload_student(
+        published.folder,
+        options.repo_id,
+        private=options.private,
+        revision=options.revision,
+        tag=options.tag,
+        create_pr=options.create_pr,
+        replace=options.replace,
+        dry_run=options.dry_run,
+    )
+    print(f"{'Would be at' if options.dry_run else 'On the Hub'}: {url}")

@@ -102,10 +102,15 @@ def run_eva(command, config, cwd, **environment):
     )
 
 
-def run_g2l(*arguments):
+def run_g2l(*arguments, **environment):
     """Runs our console script; returns the finished process."""
-    words = [str(argument) for argument in arguments]
-    return subprocess.run([G2L, *words], capture_output=True, text=True, timeout=600)
+    return subprocess.run(
+        [G2L, *(str(argument) for argument in arguments)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
 
 
 def printed_command(stdout: str) -> tuple[dict[str, str], str]:

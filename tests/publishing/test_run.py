@@ -7,7 +7,8 @@ import pytest
 import safetensors
 import torch
 import transformers
-from helpers import save_tiny_model
+from helpers import run_g2l, save_tiny_model
+from hub_server import serve_hub
 
 from g2l_plugin import cli
 from g2l_plugin.distillation.losses import LogSumLoss
@@ -157,3 +158,64 @@ def test_the_command_publishes_and_says_the_restrictions(make_run, tmp_path, cap
     shutil.rmtree(run)
     assert cli.main(["publish", str(run)]) == 1
     assert capsys.readouterr().err.startswith("error: There is no ")
+
+
+# What a machine without this package does: blocked, importing it would fail.
+ANYONE = """
+import sys
+sys.modules["g2l_plugin"] = None
+import timm, torch
+model = timm.create_model("hf-hub:org/breast_vitl14", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+images = torch.load(sys.argv[1])
+mean, std = (torch.tensor(config[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+with torch.no_grad():
+    torch.save((model((images - mean) / std), config), sys.argv[2])
+"""
+
+
+def test_an_uploaded_student_is_the_same_for_everybody(make_run, tmp_path):
+    run, student = make_run()
+    images = torch.rand(2, 3, 32, 32)
+    torch.save(images, tmp_path / "images.pt")
+    with serve_hub({}) as hub:
+        environment = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "ours"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_TOKEN": "hf_that_nobody_may_read",
+        }
+        command = ("publish", run, "--repo-id", "org/breast_vitl14")
+        dry = run_g2l(*command, "--dry-run", **environment)
+        assert "model.safetensors" in dry.stdout and not hub.repos, dry.stderr
+        result = run_g2l(*command, "--tag", "v1", **environment)
+        assert result.returncode == 0, result.stderr
+        (line,) = [line for line in result.stdout.splitlines() if line.startswith("On the Hub: ")]
+        repo = hub.repos["org/breast_vitl14"]
+        assert line.endswith(repo.branches["main"]) and repo.tags["v1"] == repo.branches["main"]
+        assert "hf_that" not in result.stdout + result.stderr
+        subprocess.run(
+            [sys.executable, "-c", ANYONE, tmp_path / "images.pt", tmp_path / "theirs.pt"],
+            env={
+                "PATH": "",
+                "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+                "HF_ENDPOINT": hub.url,
+                "HF_HOME": str(tmp_path / "theirs"),
+                "HF_HUB_DISABLE_XET": "1",
+            },
+            check=True,
+            timeout=120,
+        )
+    theirs, config = torch.load(tmp_path / "theirs.pt")
+    with torch.no_grad():
+        assert torch.equal(theirs, student(images))
+    assert config["input_size"] == (3, 32, 32) and config["crop_pct"] == 1.0
+
+
+def test_restricted_weights_are_uploaded_only_under_a_licence_that_is_named(make_run, capsys):
+    def restrict(checkpoint):
+        checkpoint[KEY]["teacher"]["provenance"]["license"] = "cc-by-nc-4.0"
+
+    run, _ = make_run(change=restrict)
+    assert cli.main(["publish", str(run), "--repo-id", "org/name"]) == 1
+    assert "Nothing is uploaded to org/name" in capsys.readouterr().err
