@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -157,6 +158,7 @@ def _add_publish(commands: argparse._SubParsersAction) -> None:
         help="cancer of its slides for the card, e.g. breast; of its config if not given",
     )
     add("--license", help="licence identifier; what follows from teacher and start if not given")
+    add("--onnx", action="store_true", help="writes model.onnx too, for ONNX Runtime")
     hub = parser.add_argument_group("upload to the Hub")
     add = hub.add_argument
     add("--repo-id", metavar="ORG/NAME", help="where to; without it nothing is uploaded")
@@ -289,7 +291,8 @@ def _models(options: argparse.Namespace) -> None:
 
 
 def _publish(options: argparse.Namespace) -> None:
-    from g2l_plugin.publishing.run import publish_run
+    from g2l_plugin.publishing.options import UploadOptions
+    from g2l_plugin.publishing.run import publish_run, upload_published
 
     published = publish_run(
         options.run, options.output, cancer=options.cancer, license=options.license
@@ -297,23 +300,13 @@ def _publish(options: argparse.Namespace) -> None:
     for restriction in published.license.restrictions:
         print(f"Licence: {restriction}", file=sys.stderr)
     print(f"Student: {published.folder}")
+    if options.onnx:
+        from g2l_plugin.publishing.onnx_export import export_onnx
+
+        print(f"ONNX:    {export_onnx(published.folder)}")
     if options.repo_id is None:
         return
-    if published.license.restrictions and options.license is None:
-        raise UserError(
-            f"Nothing is uploaded to {options.repo_id}: the weights that the student was made from "
-            "restrict it. Read the lines above, and name the licence you give it (--license)."
-        )
-    from g2l_plugin.publishing.hub import upload_student
-
-    url = upload_student(
-        published.folder,
-        options.repo_id,
-        private=options.private,
-        revision=options.revision,
-        tag=options.tag,
-        create_pr=options.create_pr,
-        replace=options.replace,
-        dry_run=options.dry_run,
-    )
+    names = [field.name for field in dataclasses.fields(UploadOptions)]
+    upload = UploadOptions(**{name: getattr(options, name) for name in names})
+    url = upload_published(published, upload, options.dry_run)
     print(f"{'Would be at' if options.dry_run else 'On the Hub'}: {url}")

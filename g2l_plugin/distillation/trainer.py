@@ -16,6 +16,7 @@ from typing_extensions import override
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import write_text
+from g2l_plugin.publishing.options import UploadOptions
 from g2l_plugin.slides.slide_tiles import SlideTiles
 
 STUDENT_FOLDER = "student"
@@ -36,6 +37,7 @@ class KDTrainer(Trainer):
         resume_from: str | None = None,
         benchmark_config: str = "configs/benchmarks/demo.yaml",
         cancer: str | None = None,
+        publish: UploadOptions | None = None,
         **kwargs: Any,
     ) -> None:
         """Initializes the trainer.
@@ -46,12 +48,17 @@ class KDTrainer(Trainer):
                 stop are restored. None starts anew.
             benchmark_config: eva config named in the benchmark command that is printed at the end.
             cancer: The cancer that the slides are of, e.g. `breast`, for the model card.
+            publish: Where the student goes on the Hub at the end; nowhere without a `repo_id`. When
+                that fails, checkpoints and student are in the run's folder all the same, but eva
+                does not come to write its results.json.
             kwargs: Keyword arguments of `eva.Trainer`.
         """
         super().__init__(*args, **kwargs)
         self.resume_from = resume_from
         self.benchmark_config = benchmark_config
         self.cancer = cancer
+        self.publish = publish or UploadOptions()
+        self._upload_error: UserError | None = None
         self.student_folder: Path | None = None
         self._benchmark_command = ""
 
@@ -83,6 +90,8 @@ class KDTrainer(Trainer):
         # eva calls this after everything else of a run, so that these are the last lines printed.
         if self.student_folder is not None:
             self._print_outcome()
+        if self._upload_error is not None:
+            raise self._upload_error
 
     def _save_last_checkpoint(self, run_folder: Path) -> Path:
         """Brings last.ckpt up to the last step: what is published is what is validated after."""
@@ -108,13 +117,23 @@ class KDTrainer(Trainer):
     def _publish(self, checkpoint: Path, run_folder: Path) -> None:
         if not self.is_global_zero:
             return
-        from g2l_plugin.publishing.run import benchmark_command, publish_run
+        from g2l_plugin.publishing.run import benchmark_command, publish_run, upload_published
 
-        published = publish_run(checkpoint, run_folder / STUDENT_FOLDER, cancer=self.cancer)
+        published = publish_run(
+            checkpoint,
+            run_folder / STUDENT_FOLDER,
+            cancer=self.cancer,
+            license=self.publish.license,
+        )
         for restriction in published.license.restrictions:
             logger.warning(restriction)
         self.student_folder = published.folder
         self._benchmark_command = benchmark_command(published, self.benchmark_config)
+        if self.publish.repo_id is not None:
+            try:
+                upload_published(published, self.publish)
+            except UserError as error:  # told last, when nothing of the run can be lost any more
+                self._upload_error = error
 
     def _print_outcome(self) -> None:
         console = Console(soft_wrap=True)

@@ -17,7 +17,7 @@ _FILES = importlib.resources.files("g2l_plugin.publishing")
 _RECIPE = ("trainer", "model", "data")
 # Of the machine, of watching the run, or with a place of its own in the card.
 _NO_HYPERPARAMETERS = re.compile(
-    r"root|dir|path|logger|Logger|ProgressBar|Checkpoint|Report|teacher$|student$|cancer|benchmark"
+    r"root|dir|path|logger|Logger|ProgressBar|Checkpoint|Report|teacher$|student$|cancer|benchmark|publish"
     r"|n_runs|sanity|summary|every_n|val_check|resume|workers|^val$"
 )
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import safetensors.torch
 import timm
 import torch
@@ -15,10 +17,12 @@ from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.folder import timm_config
 from g2l_plugin.encoders.hub import CONFIG
 from g2l_plugin.encoders.weights import WEIGHTS
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.files import new_folder, write_text
 
 README = "README.md"
+RESULTS = "results.json"
+TRAINING_CONFIG = "config.yaml"
 
 
 def export_student(
@@ -70,14 +74,15 @@ def write_folder(
         The folder.
 
     Raises:
-        UserError: The weights are not those of the network, or not finite; nothing is written.
+        UserError: The weights are not those of the network, or not finite, or the folder cannot be
+            written; nothing is left.
     """
     folder = folder.expanduser()
     _check_finite(state)
     if license:
         config = config | {"pretrained_cfg": config["pretrained_cfg"] | {"license": license}}
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
-    with new_folder(folder) as partial:
+    with _told(folder), new_folder(folder) as partial:
         write_text(partial / CONFIG, json.dumps(config, indent=2) + "\n")
         safetensors.torch.save_file(
             tensors, partial / WEIGHTS, metadata={"format": "pt"} | (metadata or {})
@@ -95,6 +100,17 @@ def normalization(encoder: Encoder) -> tuple[list[float], list[float]]:
     """Mean and standard deviation of an encoder, as its published config.json says them."""
     cfg = timm_config(encoder)["pretrained_cfg"]
     return list(cfg["mean"]), list(cfg["std"])
+
+
+@contextlib.contextmanager
+def _told(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, safetensors.SafetensorError) as error:
+        raise UserError(
+            f"{folder} cannot be written: {in_one_line(error)}. Make room, or give another folder "
+            "(g2l publish RUN --output DIR); nothing of it is left."
+        ) from error
 
 
 def _sort_metadata(file: Path) -> None:

@@ -29,8 +29,7 @@ from rich.table import Table
 from g2l_plugin.encoders.hub import CONFIG
 from g2l_plugin.encoders.weights import WEIGHTS, hash_file
 from g2l_plugin.errors import UserError
-from g2l_plugin.publishing.export import README
-from g2l_plugin.publishing.run import RESULTS, TRAINING_CONFIG
+from g2l_plugin.publishing.export import README, RESULTS, TRAINING_CONFIG
 
 _REQUIRED = (WEIGHTS, CONFIG, README)
 _OPTIONAL = (RESULTS, TRAINING_CONFIG)

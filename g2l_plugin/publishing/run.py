@@ -15,11 +15,11 @@ from g2l_plugin.distillation.record import RunRecord
 from g2l_plugin.errors import UserError
 from g2l_plugin.evaluation.report import REPORT_FILE
 from g2l_plugin.publishing.card import CardFacts, render_card
-from g2l_plugin.publishing.export import write_folder
+from g2l_plugin.publishing.export import RESULTS, TRAINING_CONFIG, write_folder
+from g2l_plugin.publishing.hub import upload_student
 from g2l_plugin.publishing.licenses import StudentLicense, license_of
+from g2l_plugin.publishing.options import UploadOptions
 
-RESULTS = "results.json"
-TRAINING_CONFIG = "config.yaml"
 _LAST = Path("checkpoints") / "last.ckpt"
 _STUDENT = "student.model."
 
@@ -115,6 +115,32 @@ def publish_run(
         files=files,
     )
     return Published(written, record, settled)
+
+
+def upload_published(published: Published, options: UploadOptions, dry_run: bool = False) -> str:
+    """Uploads a published folder.
+
+    Args:
+        published: The folder.
+        options: Where to; its `repo_id` is given.
+        dry_run: Whether only to show what would go.
+
+    Returns:
+        Where it is to be seen.
+
+    Raises:
+        UserError: Its weights are restricted and no licence is named, or the upload fails.
+    """
+    assert options.repo_id is not None
+    if published.license.restrictions and options.license is None:
+        raise UserError(
+            f"Nothing is uploaded to {options.repo_id}: "
+            f"{' '.join(published.license.restrictions)} Name the licence that you give it "
+            "(--license, or `publish: {license: ...}`)."
+        )
+    settings = dataclasses.asdict(options)
+    del settings["license"]
+    return upload_student(published.folder, dry_run=dry_run, **settings)
 
 
 def benchmark_command(published: Published, config: str) -> str:

@@ -20,6 +20,7 @@ from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.errors import UserError
 from g2l_plugin.evaluation.report import DistillationReport
+from g2l_plugin.publishing.options import UploadOptions
 from g2l_plugin.slides.data_module import TileDataModule
 from g2l_plugin.slides.tiles import TileDataset
 from g2l_plugin.slides.views import AugmentedView
@@ -232,6 +233,15 @@ def test_a_checkpoint_that_is_not_there_is_told(make_run):
     trainer, module, data = make_run(resume_from="/no/such.ckpt")
     with pytest.raises(UserError, match="no checkpoint /no/such.ckpt.*RESUME_FROM"):
         trainer.fit(module, datamodule=data)
+
+
+def test_an_upload_that_fails_is_told_when_the_run_is_whole(make_run, tmp_path, capsys):
+    with pytest.raises(UserError, match="'nowhere' is no name of a repository on the Hub"):
+        Interface().fit(*make_run(publish=UploadOptions(repo_id="nowhere")))
+    folder = run_folder(tmp_path)
+    assert (folder / "student" / "model.safetensors").is_file()
+    assert "val/cka" in (folder / "student" / "results.json").read_text()
+    assert "Benchmark: MODEL_NAME=g2l/student" in capsys.readouterr().out
 
 
 def test_early_stop_ends_a_run_that_publishes_all_the_same(make_run):

@@ -10,6 +10,7 @@ import pytest
 import timm
 import torch
 from helpers import ROOT, printed_command, run_eva, run_g2l, save_tiny_model
+from hub_server import serve_hub
 
 from g2l_plugin.demo.cohort import CENTRES, make_cohort
 
@@ -42,7 +43,24 @@ def teacher(folder):
 
 
 @pytest.fixture(scope="module")
-def run(folder, slides, teacher):
+def hub():
+    with serve_hub({}) as hub:
+        yield hub
+
+
+def connection(hub, home):
+    """Variables with which the Hub's client talks to a loopback Hub."""
+    return {
+        "HF_ENDPOINT": hub.url,
+        "HF_HUB_OFFLINE": "0",
+        "HF_HUB_DISABLE_XET": "1",
+        "HF_HOME": home,
+        "HF_TOKEN": "hf_that_nobody_may_read",
+    }
+
+
+@pytest.fixture(scope="module")
+def run(folder, slides, teacher, hub):
     """`eva fit --config configs/g2l_breast.yaml` with small models by variables alone."""
     return run_eva(
         "fit",
@@ -60,6 +78,8 @@ def run(folder, slides, teacher):
         BATCH_SIZE=16,
         VAL_CHECK_INTERVAL=4,
         PRECISION="32-true",
+        REPO_ID="org/breast_vitl14",
+        **connection(hub, folder / "hf"),
         BENCHMARK_CONFIG=ROOT / "tests" / "end_to_end" / "eva_slides.yaml",
     )
 
@@ -107,10 +127,18 @@ def test_the_same_student_is_published_anew_from_the_run(student, tmp_path):
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
 
 
+def test_the_run_uploads_its_student(run, student, hub):
+    repo = hub.repos["org/breast_vitl14"]
+    files = repo.commits[repo.branches["main"]]
+    assert files["model.safetensors"] == (student / "model.safetensors").read_bytes()
+    assert b"hf-hub:org/breast_vitl14" in files["README.md"]
+    assert "hf_that" not in run.stdout + run.stderr
+
+
 def test_an_eva_config_that_knows_nothing_of_us_benchmarks_it_by_name(
-    run, student, folder, cohort, tmp_path
+    run, student, folder, cohort, hub, tmp_path
 ):
-    """Runs the very command that the fit printed last."""
+    """Runs the very command that the fit printed last, with the student from the Hub."""
     manifest = pd.DataFrame(
         {
             "path": [str(slide.path.relative_to(folder / "cohort")) for slide in cohort],
@@ -124,7 +152,8 @@ def test_an_eva_config_that_knows_nothing_of_us_benchmarks_it_by_name(
         "predict_fit",
         config,
         tmp_path,
-        **variables,
+        **{**variables, "G2L_STUDENT": "hf-hub:org/breast_vitl14"},
+        **connection(hub, tmp_path / "hf"),
         DATA_ROOT=folder / "cohort",
         OUTPUT_ROOT=tmp_path / "logs",
         EMBEDDINGS_ROOT=tmp_path / "embeddings",

@@ -1,8 +1,10 @@
+import errno
 import json
 import subprocess
 import sys
 
 import pytest
+import safetensors.torch
 import timm
 import torch
 from helpers import TINY, save_tiny_model
@@ -100,6 +102,19 @@ def test_a_model_that_timm_cannot_build_is_refused_and_nothing_is_left(tmp_path)
     with pytest.raises(UserError, match="Sequential is none of timm's networks"):
         export_student(student, tmp_path / "student", card="")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_nothing_and_what_was_there(tmp_path, monkeypatch):
+    folder = export_student(make_student(), tmp_path / "student", card="old")
+
+    def fail(*args, **kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(safetensors.torch, "save_file", fail)
+    with pytest.raises(UserError, match="student cannot be written: .*No space left.*Make room"):
+        export_student(make_student(), folder, card="new")
+    assert (folder / "README.md").read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["student"]
 
 
 def test_a_loaded_model_is_published_as_it_is(tmp_path):

@@ -3,6 +3,8 @@ import shutil
 import subprocess
 import sys
 
+import onnx
+import onnxruntime
 import pytest
 import safetensors
 import torch
@@ -70,6 +72,21 @@ def test_a_run_becomes_a_folder_with_all_that_belongs_to_it(make_run, tmp_path):
         wrapped = transformers.AutoModel.from_pretrained(published.folder).eval()
         normalized = (images - student.mean) / student.std
         torch.testing.assert_close(wrapped(normalized).pooler_output, student(images))
+
+
+def test_onnx_runtime_gives_the_same_for_any_batch(make_run, capsys):
+    run, student = make_run()
+    assert cli.main(["publish", str(run), "--onnx"]) == 0
+    file = run / "student" / "model.onnx"
+    assert f"ONNX:    {file}" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(file)
+    for n_images in (1, 5):
+        images = torch.rand(n_images, 3, 32, 32)
+        normalized = ((images - student.mean) / student.std).numpy()
+        (given,) = session.run(None, {"images": normalized})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(given), student(images), atol=1e-4, rtol=0)
+    assert onnx.load(file).opset_import[0].version == 18
 
 
 def test_the_same_student_has_the_same_hash(make_run, tmp_path):
