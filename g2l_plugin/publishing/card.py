@@ -63,7 +63,7 @@ def render_card(facts: CardFacts) -> str:
             published_models=list(dict.fromkeys(m for row in published for m in row["by_model"])),
             size=record.network["pretrained_cfg"]["input_size"][1],
             millions=lambda value: f"{value / 1e6:,.2f}",
-            giga=lambda value: f"{value / 1e9:,.1f}",
+            giga=lambda value: f"{value / 1e9:,.1f}" if value >= 1e10 else f"{value / 1e9:.3g}",
             percent=lambda value: f"{value:.1%}",
         )
     )

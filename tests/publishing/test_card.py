@@ -92,6 +92,14 @@ def test_the_text_says_what_was_counted(said):
     assert said in " ".join(render_card(FACTS).split())
 
 
+def test_a_small_network_has_flops_too():
+    student = dataclasses.replace(RECORD.student, flops=34_500_000)
+    record = dataclasses.replace(RECORD, student=student)
+    assert "with 0.0345 GFLOP" in " ".join(
+        render_card(dataclasses.replace(FACTS, record=record)).split()
+    )
+
+
 def test_paths_of_the_machine_are_no_hyperparameters():
     text = render_card(FACTS)
     assert "/home/me" not in text and "secret/path" not in text
