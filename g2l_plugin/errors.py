@@ -20,7 +20,7 @@ def message_in(report: str) -> str | None:
     return found[-1] if found else None
 
 
-def in_one_line(error: BaseException) -> str:
+def in_one_line(error: BaseException | str) -> str:
     """What an error of a library says, as a part of one line."""
     said = " ".join(str(error).split()).rstrip(".")
     return said if len(said) <= _MAX_SAID else f"{said[:_MAX_SAID]} …"

@@ -10,8 +10,8 @@ from torch import nn
 
 from g2l_plugin.encoders.folder import is_vision_transformer, load_folder
 from g2l_plugin.encoders.known import find_known
-from g2l_plugin.encoders.load import hash_checked, locate_folder, split_revision
-from g2l_plugin.encoders.weights import WEIGHTS
+from g2l_plugin.encoders.load import locate_folder, own_normalization, split_revision
+from g2l_plugin.encoders.weights import WEIGHTS, hash_checked
 from g2l_plugin.errors import UserError
 
 
@@ -54,9 +54,7 @@ def student(
         kwargs |= {"features_only": True, "out_indices": out_indices}
     model = load_folder(folder, source, model_kwargs=kwargs)
     name = f"{source}@{commit}" if commit else source
-    cfg: Any = getattr(model, "pretrained_cfg", {})
-    mean = list(known.mean if known else cfg.get("mean") or ())
-    std = list(known.std if known else cfg.get("std") or ())
+    mean, std = (list(values or ()) for values in own_normalization(model, source))
     logger.info(
         f"Loaded {name}: {WEIGHTS} sha256 {sha256[:12]}, which expects "
         f"NORMALIZE_MEAN={mean or 'unknown'} NORMALIZE_STD={std or 'unknown'}"

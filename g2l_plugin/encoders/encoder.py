@@ -135,8 +135,8 @@ class Encoder(nn.Module):
             UserError: It takes another size, and that only.
         """
         strict = getattr(getattr(self.model, "patch_embed", None), "strict_img_size", False)
-        if strict and self.input_size not in (None, (size, size)):
-            height, width = self.input_size or (0, 0)
+        if strict and self.input_size and self.input_size != (size, size):
+            height, width = self.input_size
             raise UserError(
                 f"{self.provenance.source} takes images of {height}x{width} px, and its views have "
                 f"{size}x{size} px (VIEW_SIZE). Change one of them: `model_kwargs: {{img_size: "

@@ -333,7 +333,6 @@ def _translate(
         state = {f"model.{name}": value for name, value in state.items()}
         return {name: state[name] for name in network.state_dict()}
 
-    with told(source):
-        if file is None:
-            return build().to(dtype)
-        return build_network(build, file, source, convert, dtype)
+    if file is None:
+        return build().to(dtype)
+    return build_network(build, file, source, convert, dtype)

@@ -25,10 +25,12 @@ from g2l_plugin.errors import UserError, in_one_line
 CONFIG = "config.json"
 PREPROCESSOR = "preprocessor_config.json"
 
-_TIMEOUT = 15.0
+TIMEOUT = 15.0
 """Seconds to wait for the Hub's answer: a machine behind a wall shall hear of it soon."""
 
-_DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What the system says of a disk, a quota or a file size that is used up."""
+
 _BY_HAND = "name a local copy (TEACHER=local-dir:path, STUDENT=local-dir:path)"
 
 
@@ -117,13 +119,13 @@ def explained(source: str, revision: str | None = None) -> Iterator[None]:
     except (errors.HTTPError, URLError, ConnectionError, TimeoutError) as error:
         raise UserError(_out_of_reach(source)) from error
     except errors.XetDownloadError as error:
-        if any(f"os error {number}" in str(error) for number in _DISK_FULL):
+        if any(f"os error {number}" in str(error) for number in DISK_FULL):
             raise UserError(_disk_full(name)) from error
         raise UserError(_cut_off(name, error)) from error
     except FileNotFoundError:
         raise
     except OSError as error:
-        if error.errno in _DISK_FULL:
+        if error.errno in DISK_FULL:
             raise UserError(_disk_full(name)) from error
         if error.errno is not None:
             raise UserError(
@@ -153,7 +155,7 @@ def _ask(repo_id: str, revision: str | None) -> ModelInfo | None:
             "GET",
             url,
             headers=build_hf_headers(),
-            timeout=_TIMEOUT,
+            timeout=TIMEOUT,
             retry_on_exceptions=(),
             retry_on_status_codes=429,
         )

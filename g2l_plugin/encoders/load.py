@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import inspect
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from g2l_plugin.encoders.encoder import Encoder, Output, Provenance
 from g2l_plugin.encoders.folder import create_timm, load_folder, told
 from g2l_plugin.encoders.hub import CONFIG, download_model, explained
 from g2l_plugin.encoders.known import KnownEncoder, find_known
-from g2l_plugin.encoders.weights import WEIGHTS, hash_file, hash_tensors
+from g2l_plugin.encoders.weights import WEIGHTS, hash_checked, hash_tensors
 from g2l_plugin.errors import UserError
 
 _SCHEMES = "hf-hub:org/name, local-dir:path, timm:name, eva:name, scratch:vitl14 or demo:teacher"
@@ -95,22 +94,15 @@ def load_encoder(
     model, provenance = _load(
         source, revision, known, pretrained, kwargs, _PRECISIONS[dtype], trust_remote_code
     )
-    # eva's wrappers hold timm's model inside.
-    owner = model if hasattr(model, "pretrained_cfg") else getattr(model, "model", None)
-    cfg = getattr(owner, "pretrained_cfg", None) or {}
-    if source.startswith("eva:pathology/"):
-        # Weights from elsewhere in a network that timm knows with other settings (Lunit's).
-        cfg = {}
-    own_mean, own_std = getattr(model, "normalization", (cfg.get("mean"), cfg.get("std")))
-    mean = mean or (known.mean if known else own_mean)
-    std = std or (known.std if known else own_std)
+    own_mean, own_std = own_normalization(model, source)
+    mean, std = mean or own_mean, std or own_std
     if not mean or not std or not len(mean) == len(std) == 3:
         raise UserError(
             f"The normalisation of {source} is not known: mean {mean}, std {std}. Give its "
             "`mean` and `std`, three values each, beside `source`."
         )
     if provenance.license is None and provenance.pretrained:
-        license = known.license if known else cfg.get("license")
+        license = known.license if known else _settings(model, source).get("license")
         provenance = dataclasses.replace(provenance, license=license)
     encoder = Encoder(model, mean=mean, std=std, provenance=provenance, output=output)
     logger.info(f"Loaded {encoder.describe()}")
@@ -125,7 +117,7 @@ def locate_folder(
     """Finds the folder of a published model, downloading it from the Hub where needed.
 
     Args:
-        source: `hf-hub:`, `local-dir:` or `demo:` source.
+        source: `hf-hub:`, `local-dir:` or `demo:` source, without a revision.
         revision: Branch, tag or commit on the Hub.
         weights: Whether the weights are wanted too, and not the config alone.
         code: Whether the repository's own Python files are wanted too.
@@ -136,7 +128,6 @@ def locate_folder(
     Raises:
         UserError: There is no such folder or repository, or it has no safetensors weights.
     """
-    source, revision = split_revision(source, revision)
     scheme, _, name = source.partition(":")
     if scheme == "hf-hub":
         return download_model(name, revision, weights=weights, code=code)
@@ -168,28 +159,29 @@ def split_revision(source: str, revision: str | None = None) -> tuple[str, str |
     return source, inline
 
 
-def hash_checked(file: Path, source: str) -> str:
-    """The SHA-256 of a weights file, in hexadecimal.
+def own_normalization(
+    model: nn.Module, source: str
+) -> tuple[Sequence[float] | None, Sequence[float] | None]:
+    """Mean and std of a loaded network; None where neither it nor the table of known ones says.
 
     Args:
-        file: The file.
-        source: Its source, for errors.
-
-    Raises:
-        UserError: The Hub's cache, which names a file by its hash, names it otherwise.
+        model: The network.
+        source: Its source.
     """
-    sha256 = hash_file(file)
-    blob = file.resolve()
-    if (
-        blob.parent.name == "blobs"
-        and re.fullmatch("[0-9a-f]{64}", blob.name)
-        and blob.name != sha256
-    ):
-        raise UserError(
-            f"{source}: {blob} is damaged: its sha256 is {sha256[:12]}… and not {blob.name[:12]}…. "
-            "Remove it, and run the same again."
-        )
-    return sha256
+    if (known := find_known(source)) is not None:
+        return known.mean, known.std
+    settings = _settings(model, source)
+    return getattr(model, "normalization", (settings.get("mean"), settings.get("std")))
+
+
+def _settings(model: nn.Module, source: str) -> dict[str, Any]:
+    """Timm's settings of a network, where they are those of its weights."""
+    if source.startswith("eva:pathology/"):
+        # Weights from elsewhere in a network that timm knows with other settings (Lunit's).
+        return {}
+    # eva's wrappers hold timm's model inside.
+    owner = model if hasattr(model, "pretrained_cfg") else getattr(model, "model", None)
+    return getattr(owner, "pretrained_cfg", None) or {}
 
 
 def _load(
@@ -207,11 +199,11 @@ def _load(
             f"{source} has no revisions (`revision: {revision}`). Only hf-hub:org/name has."
         )
     random = Provenance(source, pretrained=False)
-    if scheme == "scratch" or (not pretrained and known and known.architecture):
-        if known is None or known.architecture is None:
-            raise UserError(f"Unknown network {source}. Expected one that `g2l models` lists.")
-        model = create_timm(known.architecture, source, None, dtype, kwargs)
-        return model, random
+    if scheme == "scratch" and known is None:
+        raise UserError(f"Unknown network {source}. Expected one that `g2l models` lists.")
+    # The table's arguments are not those of eva's backbones.
+    if known and (scheme == "scratch" or not pretrained) and scheme != "eva":
+        return create_timm(known.architecture, source, None, dtype, kwargs), random
     if scheme in ("hf-hub", "local-dir", "demo"):
         remote_code = trust_remote_code is not None and trust_remote_code == name
         folder, commit = locate_folder(source, revision, weights=pretrained, code=remote_code)

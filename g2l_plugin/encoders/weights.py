@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -96,6 +97,30 @@ def hash_file(file: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def hash_checked(file: Path, source: str) -> str:
+    """The SHA-256 of a weights file, in hexadecimal.
+
+    Args:
+        file: The file.
+        source: Its source, for errors.
+
+    Raises:
+        UserError: The Hub's cache, which names a file by its hash, names it otherwise.
+    """
+    sha256 = hash_file(file)
+    blob = file.resolve()
+    if (
+        blob.parent.name == "blobs"
+        and re.fullmatch("[0-9a-f]{64}", blob.name)
+        and blob.name != sha256
+    ):
+        raise UserError(
+            f"{source}: {blob} is damaged: its sha256 is {sha256[:12]}… and not {blob.name[:12]}…. "
+            "Remove it, and run the same again."
+        )
+    return sha256
 
 
 def hash_tensors(network: nn.Module) -> str:

@@ -96,12 +96,6 @@ def write_folder(
     return folder
 
 
-def normalization(encoder: Encoder) -> tuple[list[float], list[float]]:
-    """Mean and standard deviation of an encoder, as its published config.json says them."""
-    cfg = timm_config(encoder)["pretrained_cfg"]
-    return list(cfg["mean"]), list(cfg["std"])
-
-
 @contextlib.contextmanager
 def _told(folder: Path) -> Iterator[None]:
     try:

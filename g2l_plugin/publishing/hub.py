@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import itertools
 import tempfile
@@ -26,18 +25,15 @@ from loguru import logger
 from rich.console import Console
 from rich.table import Table
 
-from g2l_plugin.encoders.hub import CONFIG
+from g2l_plugin.encoders.hub import CONFIG, DISK_FULL, TIMEOUT
 from g2l_plugin.encoders.weights import WEIGHTS, hash_file
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.publishing.export import README, RESULTS, TRAINING_CONFIG
 
 _REQUIRED = (WEIGHTS, CONFIG, README)
 _OPTIONAL = (RESULTS, TRAINING_CONFIG)
 _PLACEHOLDER = "OWNER/NAME"
 """What a card says where the model's name on the Hub will be."""
-
-_TIMEOUT = 15.0
-"""Seconds to wait for the Hub's first answer: a machine behind a wall shall hear of it soon."""
 
 _N_PULL_REQUESTS = 20
 """So many open pull requests are looked at for one that suggests the same already."""
@@ -201,7 +197,7 @@ def _read_folder(folder: Path, repo_id: str) -> list[_File]:
 def _look(api: HfApi, repo_id: str, branch: str) -> _There | None:
     """What the Hub has of a repository; None where it has none."""
     try:
-        main = api.model_info(repo_id, files_metadata=True, timeout=_TIMEOUT)
+        main = api.model_info(repo_id, files_metadata=True, timeout=TIMEOUT)
     except errors.GatedRepoError:
         raise
     except errors.RepositoryNotFoundError:
@@ -209,7 +205,7 @@ def _look(api: HfApi, repo_id: str, branch: str) -> _There | None:
     if branch == constants.DEFAULT_REVISION:
         return _There(main, main, True)
     try:
-        head = api.model_info(repo_id, revision=branch, files_metadata=True, timeout=_TIMEOUT)
+        head = api.model_info(repo_id, revision=branch, files_metadata=True, timeout=TIMEOUT)
     except errors.RevisionNotFoundError:
         head = None
     return _There(main, head, False)
@@ -354,7 +350,7 @@ def _explained(repo_id: str, branch: str) -> Iterator[None]:
     except (errors.HTTPError, ConnectionError, TimeoutError) as error:
         raise UserError(_cut_off(repo_id, error)) from error
     except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        if error.errno in DISK_FULL:
             raise UserError(
                 f"The disk is full: {repo_id} is read back into {tempfile.gettempdir()}. Make "
                 "room, or set TMPDIR to a larger disk, and run the same again."
@@ -416,7 +412,7 @@ def _cut_off(repo_id: str, error: Exception) -> str:
 
 
 def _line(said: object) -> str:
-    text = " ".join(str(said).split()).rstrip(".")
+    text = str(said)
     if token := get_token():  # should a server or a proxy repeat it
         text = text.replace(token, "…")
-    return text if len(text) <= 200 else f"{text[:200]} …"
+    return in_one_line(text)
