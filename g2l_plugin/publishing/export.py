@@ -62,7 +62,7 @@ def write_folder(
     package, its mean and std in `pretrained_cfg`.
 
     Args:
-        folder: The folder; one that exists is replaced when the new one is complete.
+        folder: The folder; a published one that exists is replaced when the new one is complete.
         state: The network's state dict.
         config: Its config.json, of `timm_config`.
         card: Text of README.md.
@@ -75,9 +75,10 @@ def write_folder(
 
     Raises:
         UserError: The weights are not those of the network, or not finite, or the folder cannot be
-            written; nothing is left.
+            written, or holds something else; nothing is left.
     """
     folder = folder.expanduser()
+    _check_place(folder)
     _check_finite(state)
     if license:
         config = config | {"pretrained_cfg": config["pretrained_cfg"] | {"license": license}}
@@ -120,6 +121,15 @@ def _sort_metadata(file: Path) -> None:
         assert len(text) <= size  # the same items: what is left is padding
         stream.seek(8)
         stream.write(text.ljust(size))
+
+
+def _check_place(folder: Path) -> None:
+    """Raises where a folder would be replaced that was never published."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"{folder} holds other files and no student, and is not replaced. Give a folder that "
+            "does not exist yet (g2l publish RUN --output DIR)."
+        )
 
 
 def _check_finite(state: Mapping[str, torch.Tensor]) -> None:

@@ -263,6 +263,8 @@ def test_wrong_arguments_are_told(tmp_path):
 def test_arguments_that_would_be_left_out_are_told():
     with pytest.raises(UserError, match="takes no img_size. Expected `model_kwargs` among dynamic"):
         load_encoder("eva:pathology/lunit_vits16", model_kwargs={"img_size": 448})
+    with pytest.raises(UserError, match="has only its own weights; leave `pretrained` true"):
+        load_encoder("eva:pathology/mahmood_uni2_h", pretrained=False)
     with pytest.raises(UserError, match="timm cannot build .*AssertionError"):
         load_encoder(
             "timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY | {"num_heads": 5}

@@ -104,6 +104,16 @@ def test_a_model_that_timm_cannot_build_is_refused_and_nothing_is_left(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_something_else_is_never_replaced(tmp_path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter1.tex").touch()
+    with pytest.raises(UserError, match="thesis holds other files and no student"):
+        export_student(make_student(), tmp_path / "thesis", card="")
+    assert [path.name for path in (tmp_path / "thesis").iterdir()] == ["chapter1.tex"]
+    (tmp_path / "empty").mkdir()
+    assert (export_student(make_student(), tmp_path / "empty", card="") / "config.json").is_file()
+
+
 def test_a_full_disk_leaves_nothing_and_what_was_there(tmp_path, monkeypatch):
     folder = export_student(make_student(), tmp_path / "student", card="old")
 
