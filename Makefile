@@ -1,4 +1,4 @@
-.PHONY: fmt lint types test bench
+.PHONY: fmt lint types test cards benchmark_configs bench
 
 fmt:
 	ruff format .
@@ -17,6 +17,9 @@ test:
 cards:
 	python -m g2l_plugin.publishing.planned configs/g2l_breast.yaml model_cards/breast_vitl14.md
 	python -m g2l_plugin.publishing.planned configs/g2l_prostate.yaml model_cards/prostate_vitl14.md
+
+benchmark_configs:
+	python -m g2l_plugin.tasks.configs configs/benchmarks
 
 bench:
 	python benchmarks/import_time.py

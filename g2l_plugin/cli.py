@@ -35,12 +35,41 @@ examples:
   g2l publish logs/g2l_breast/20261123-141422/run_0/checkpoints/last.ckpt --output half_way
   g2l publish logs/g2l_breast/20261123-141422/run_0 --repo-id org/breast_vitl14 --dry-run
 """,
+    "prepare": """\
+examples:
+  g2l prepare tils /data/TCGA-TILs --output data/tils
+  g2l prepare tp53 /data/TCGA-BRCA --output data/tp53 --mutations data_mutations.txt
+  g2l prepare aggc22 /data/AGGC2022_train --output data/aggc22
+
+It ends with the two variables that the task's config takes: DATA_ROOT and MANIFEST_FILE. What each
+task's download is and where it is to be had: `g2l prepare TASK --help`.
+""",
+    "report": """\
+examples:
+  g2l report logs --output report
+  g2l report teacher=logs/teacher student=logs/student --output report --reference teacher
+
+A model that has no name in its results is named by LABEL=PATH. Open DIR/report.html to look at the
+report; DIR/report.csv has all figures.
+""",
     "pack": """\
 example:
   g2l pack data/index/g2l_breast /fast/breast_tiles
   PACKED_ROOT=/fast/breast_tiles eva fit --config configs/g2l_breast.yaml
 """,
 }
+
+
+_TASKS = {
+    "tils": "TILs, tiles: TCGA-TILs, https://zenodo.org/records/6604094.",
+    "tp53": "TP53, slides: TCGA-BRCA, https://portal.gdc.cancer.gov.",
+    "idc": "IDC, tiles: IDC_regular_ps50_idx5, http://www.andrewjanowczyk.com.",
+    "aggc22": "Gleason patterns, cuts tiles: https://aggc22.grand-challenge.org/Data.",
+    "chimera": "CHIMERA task 1, slides: https://chimera.grand-challenge.org/dataset-download.",
+    "tiger": "TIGER, cuts tiles: wsirois of https://tiger.grand-challenge.org/Data.",
+    "pathorob": "PathoROB, tiles: a dataset of https://huggingface.co/bifold-pathomics.",
+}
+"""Tasks that `g2l prepare` knows, by their modules."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,6 +93,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_pack(commands)
     _add_models(commands)
     _add_publish(commands)
+    _add_prepare(commands)
+    _add_report(commands)
     return parser
 
 
@@ -169,6 +200,45 @@ def _add_publish(commands: argparse._SubParsersAction) -> None:
     add("--replace", action="store_true", help="replaces another model that is there")
     add("--dry-run", action="store_true", help="shows what would go, and changes nothing there")
     parser.set_defaults(command=_publish)
+
+
+def _add_prepare(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands, "prepare", "Turns the official download of a benchmark task into its manifest."
+    )
+    tasks = parser.add_subparsers(required=True, metavar="TASK", dest="task")
+    for name, summary in _TASKS.items():
+        task = tasks.add_parser(name, help=summary, description=summary, formatter_class=_Formatter)
+        add = task.add_argument
+        add("download", type=Path, help="folder of the download, unpacked")
+        add("--output", type=Path, required=True, help="folder for the manifest, and for cut tiles")
+        if name == "tils":
+            add("--cancer", default="brca", help="TCGA's abbreviation of the cancer, or all")
+        else:
+            add("--seed", type=int, default=0, help="seed of splits that are drawn")
+        if name == "tp53":
+            add("--mutations", type=Path, required=True, help="MAF of all genes, or folder of MAFs")
+        if name in ("aggc22", "tiger"):
+            add("--size", type=int, default=256, help="side of a tile, in pixels at 0.5 microns")
+            add("--min-purity", type=float, default=0.75, help="least share of a tile's one class")
+            add("--workers", type=int, help="processes; one per CPU core if not given")
+        if name == "aggc22":
+            add("--max-tiles", type=int, default=100, help="most tiles of a class from a slide")
+        if name == "pathorob":
+            add("--metadata", type=Path, help="PathoROB's list of tiles to take; all if not given")
+        task.set_defaults(command=_prepare)
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    parser = _add_command(
+        commands, "report", "Turns results of eva into tables and plots: models beside each other."
+    )
+    add = parser.add_argument
+    add("results", nargs="+", metavar="RESULTS", help="folder of results, or one above them")
+    add("--output", type=Path, required=True, metavar="DIR", help="folder for the report")
+    add("--reference", metavar="MODEL", help="compare with it; with the best one if not given")
+    add("--no-published", action="store_true", help="leaves out published figures")
+    parser.set_defaults(command=_report)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -310,3 +380,28 @@ def _publish(options: argparse.Namespace) -> None:
     upload = UploadOptions(**{name: getattr(options, name) for name in names})
     url = upload_published(published, upload, options.dry_run)
     print(f"{'Would be at' if options.dry_run else 'On the Hub'}: {url}")
+
+
+def _prepare(options: argparse.Namespace) -> None:
+    import importlib
+
+    from g2l_plugin.tasks.summary import print_summary, root_of
+
+    given = vars(options)
+    prepare = importlib.import_module(f"g2l_plugin.tasks.{options.task}").prepare
+    manifest = prepare(**{key: given[key] for key in given.keys() - {"task", "command"}}).resolve()
+    print_summary(manifest)
+    root = root_of(manifest, options.download).resolve()
+    print(f"Manifest: {manifest}")
+    print(f"Its task's config takes: DATA_ROOT={root} MANIFEST_FILE={manifest}")
+
+
+def _report(options: argparse.Namespace) -> None:
+    from g2l_plugin.reporting.terminal import print_report
+    from g2l_plugin.reporting.write import PAGE, write_report
+
+    report = write_report(
+        options.results, options.output, options.reference, not options.no_published
+    )
+    print_report(report)
+    print(f"Look at: {options.output / PAGE}")

@@ -93,7 +93,7 @@ class DemoSlide:
 
 def make_cohort(
     root: str | Path,
-    n_slides: int = 24,
+    n_slides: int = 48,
     seed: int = 0,
     workers: int | None = None,
     size: int = 1536,

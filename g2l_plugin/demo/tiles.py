@@ -39,7 +39,7 @@ class DemoTiles(TileDataset):
         min_purity: float = 0.0,
         max_tiles: int | None = None,
         labelled: bool = True,
-        n_slides: int = 24,
+        n_slides: int = 48,
         seed: int = 0,
         transforms: Any = None,
         index_dir: str | None = None,
@@ -74,6 +74,7 @@ class DemoTiles(TileDataset):
         self._cohort_size = n_slides
         self._transforms = transforms
         self._labels = np.empty(0, np.int64)
+        self._centres: dict[str, str] = {}
 
     @override
     def prepare_data(self) -> None:
@@ -88,7 +89,9 @@ class DemoTiles(TileDataset):
     @override
     def configure(self) -> None:
         super().configure()
-        labels = {slide.path: slide.mask for slide in self._demo_slides()}
+        slides = self._demo_slides()
+        labels = {slide.path: slide.mask for slide in slides}
+        self._centres = {slide.path.stem: slide.centre for slide in slides}
         masks = [np.asarray(Image.open(labels[path])) for path in self.tiles.paths]
         shares = np.stack([self._class_shares(index, masks) for index in range(len(self.tiles.xy))])
         purity = shares.max(axis=1)
@@ -105,7 +108,8 @@ class DemoTiles(TileDataset):
             tile = self._transforms(tv_tensors.Image(tile))
         if not self._labelled:
             return tile
-        metadata = {"slide": self._slide_name(index)}
+        slide = self._slide_name(index)
+        metadata = {"slide": slide, "centre": self._centres[slide]}
         return tile, torch.tensor(self._labels[index]), metadata
 
     def filename(self, index: int) -> str:

@@ -55,6 +55,7 @@ def student(
     model = load_folder(folder, source, model_kwargs=kwargs)
     name = f"{source}@{commit}" if commit else source
     mean, std = (list(values or ()) for values in own_normalization(model, source))
+    model.source = name  # type: ignore[assignment]  # results say whose they are
     logger.info(
         f"Loaded {name}: {WEIGHTS} sha256 {sha256[:12]}, which expects "
         f"NORMALIZE_MEAN={mean or 'unknown'} NORMALIZE_STD={std or 'unknown'}"

@@ -1,45 +1,60 @@
-"""Embeddings of a labelled tile dataset."""
+"""Embeddings of a labelled tile dataset, by an encoder that is at hand."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from g2l_plugin.encoders.encoder import Encoder
+from g2l_plugin.evaluation.embeddings import Embeddings
 from g2l_plugin.slides.views import center_view
 
 
 @torch.inference_mode()
 def embed_tiles(
     encoder: Encoder,
-    dataset: Dataset,
+    dataset: Any,
     view_size: int,
+    split: str,
     batch_size: int = 64,
     num_workers: int = 0,
     description: str = "Embedding tiles",
-) -> tuple[np.ndarray, np.ndarray]:
+) -> Embeddings:
     """Embeds the centre of every tile of a dataset, on the encoder's device.
 
     Args:
         encoder: The encoder; left in the mode it was in.
-        dataset: Yields (tile, label, ...), tile uint8 (3, H, W).
+        dataset: One of eva's: yields (tile, label, metadata), tile uint8 (3, H, W), and names the
+            tiles by `filename`.
         view_size: Side of the centre crop, in pixels.
+        split: Which split of the task it is.
         batch_size: Tiles per batch.
         num_workers: Processes that read tiles.
         description: What the progress bar says.
 
     Returns:
-        Embeddings, float32 (N, D), and labels (N,).
+        The embeddings; the metadata are their groups.
     """
     device = encoder.mean.device
     was_training = encoder.training
     encoder.eval()
     embeddings, labels = [], []
+    groups: dict[str, list[str]] = {}
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
-    for tiles, targets, *_ in tqdm(loader, description, leave=False):
+    for tiles, targets, metadata in tqdm(loader, description, leave=False):
         embeddings.append(encoder(center_view(tiles.to(device), view_size)).float().cpu())
         labels.append(targets)
+        for name, values in metadata.items():
+            groups.setdefault(name, []).extend(values)
     encoder.train(was_training)
-    return torch.cat(embeddings).numpy(), torch.cat(labels).numpy()
+    return Embeddings(
+        torch.cat(embeddings).numpy(),
+        torch.cat(labels).numpy(),
+        np.array([dataset.filename(index) for index in range(len(dataset))]),
+        {name: np.array(values) for name, values in groups.items()},
+        split,
+    )

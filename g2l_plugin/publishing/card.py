@@ -57,6 +57,9 @@ def render_card(facts: CardFacts) -> str:
             license=facts.license.identifier,
             restrictions=facts.license.restrictions,
             evaluation=facts.evaluation,
+            undefined=_undefined(facts.evaluation),
+            robustness_measured=_robustness_measured(facts.evaluation),
+            figure=_figure,
             hyperparameters=_hyperparameters(facts.config or {}),
             hours=record.seconds / 3600 if record.step else None,
             published=published,
@@ -88,16 +91,18 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         if name in facts.record.alignment
     ]
     if facts.evaluation and (after := facts.evaluation["encoders"].get("student after")):
-        results.append(
+        results += [
             EvalResult(
                 task_type="image-classification",
                 dataset_type="held-out-slides",
-                dataset_name="labelled tiles of held-out slides",
-                metric_type="accuracy",
-                metric_value=round(after["knn_accuracy"], 6),
-                metric_name=f"kNN accuracy (k={facts.evaluation['k']})",
+                dataset_name=facts.evaluation["task"],
+                metric_type=name,
+                metric_value=round(after["values"][name], 6),
+                metric_name=title,
             )
-        )
+            for name, title in facts.evaluation["columns"].items()
+            if name in after["values"]
+        ]
     tags = ["pathology", "histology", "knowledge-distillation", "g2l", "timm", "transformers"]
     return ModelCardData(
         library_name="timm",
@@ -109,6 +114,25 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         eval_results=results or None,
         teacher=teacher.source,
     )
+
+
+def _figure(row: dict[str, Any], column: str) -> str:
+    """A figure of an encoder with its interval, as a table's cell."""
+    if column not in row["values"]:
+        return "undefined" if column in row["undefined"] else ""
+    text = f"{row['values'][column]:.4f}"
+    if interval := row["intervals"].get(column):
+        text += f" ({interval['low']:.4f} to {interval['high']:.4f})"
+    return text
+
+
+def _undefined(evaluation: dict[str, Any] | None) -> list[str]:
+    rows = (evaluation or {"encoders": {}})["encoders"].values()
+    return list(dict.fromkeys(reason for row in rows for reason in row["undefined"].values()))
+
+
+def _robustness_measured(evaluation: dict[str, Any] | None) -> bool:
+    return any("Index" in column for column in (evaluation or {"columns": ()})["columns"])
 
 
 def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,9 @@ from g2l_plugin.distillation.trainer import KDTrainer
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.errors import UserError
+from g2l_plugin.evaluation.knn import KNNVoting
 from g2l_plugin.evaluation.report import DistillationReport
+from g2l_plugin.evaluation.robustness import RobustnessIndex
 from g2l_plugin.publishing.options import UploadOptions
 from g2l_plugin.slides.data_module import TileDataModule
 from g2l_plugin.slides.tiles import TileDataset
@@ -42,6 +44,9 @@ class Tiles(Dataset):
 
     def __len__(self):
         return len(self.tiles)
+
+    def filename(self, index):
+        return f"{index}.png"
 
     def __getitem__(self, index):
         tile = self.tiles[index] if self.fill is None else torch.full((3, 32, 32), self.fill)
@@ -117,7 +122,9 @@ def run_folder(tmp_path):
 
 
 def test_a_run_publishes_and_says_so_last(make_run, tmp_path, capsys):
-    report = DistillationReport(Tiles(), Tiles(16), k=3)
+    report = DistillationReport(
+        Tiles(), Tiles(16), measures=[KNNVoting(3), RobustnessIndex([3])], save_start=True
+    )
     Interface().fit(*make_run(callbacks=[report]))
     folder = run_folder(tmp_path)
 
@@ -147,10 +154,13 @@ def test_a_run_publishes_and_says_so_last(make_run, tmp_path, capsys):
     results = json.loads((folder.parent / "results.json").read_text())["metrics"]["val"][0]
     evaluation = json.loads((folder / "evaluation.json").read_text())["encoders"]
     assert list(evaluation) == ["teacher", "student before", "student after"]
-    assert evaluation["teacher"]["cka"] == pytest.approx(1)
+    assert evaluation["teacher"]["values"]["LinearCKA"] == pytest.approx(1)
+    assert set(evaluation["teacher"]["undefined"]) == {"RobustnessIndex/k=3", "PathoROBIndex/k=3"}
+    start = timm.create_model(f"local-dir:{folder / 'start'}", pretrained=True)
+    assert not torch.equal(start.cls_token, student.cls_token)
     card = " ".join((folder / "student" / "README.md").read_text().split())
     assert f"linear CKA {results['val/cka']['mean']:.4f}" in card
-    assert f"{evaluation['student after']['cka']:.4f}" in card
+    assert f"{evaluation['student after']['values']['LinearCKA']:.4f}" in card
     assert "48 augmented tiles in 4 steps" in card
 
     *_, student_line, load_line, benchmark_line = capsys.readouterr().out.splitlines()

@@ -4,8 +4,11 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
-from helpers import ROOT, printed_command, run_eva
+from helpers import ROOT, printed_command, run_eva, run_g2l
+
+CONFIG = ROOT / "configs" / "benchmarks" / "demo.yaml"
 
 
 @pytest.fixture(scope="module")
@@ -24,21 +27,83 @@ def test_the_student_learns_and_a_table_says_so(run):
     student = Path(re.search(r"^Student: +(.+)$", run.stdout, re.MULTILINE)[1])
     report = json.loads((student.parent / "evaluation.json").read_text())
     teacher, before, after = (
-        report["encoders"][name] for name in ("teacher", "student before", "student after")
+        report["encoders"][name]["values"]
+        for name in ("teacher", "student before", "student after")
     )
-    assert teacher["knn_accuracy"] > 0.95
-    assert after["knn_accuracy"] > before["knn_accuracy"] + 0.1
-    assert after["cka"] > before["cka"] + 0.3
-    for row in (teacher, before, after):
-        assert f"{row['knn_accuracy']:.4f}" in run.stdout
-        assert f"{row['knn_accuracy']:.4f}" in (student / "README.md").read_text()
+    assert teacher["KNNAccuracy"] > 0.95
+    assert after["KNNAccuracy"] > before["KNNAccuracy"] + 0.1
+    assert after["LinearCKA"] > before["LinearCKA"] + 0.3
+    assert after["PathoROBIndex/k=20"] > before["PathoROBIndex/k=20"]
+    for values in (teacher, before, after):
+        for name in report["columns"]:
+            assert f"{values[name]:.4f}" in run.stdout
+            assert f"{values[name]:.4f}" in (student / "README.md").read_text()
 
 
-def test_the_command_printed_last_benchmarks_the_student(run, folder):
-    variables, config = printed_command(run.stdout)
-    assert config == "configs/benchmarks/demo.yaml"
-    result = run_eva("predict_fit", ROOT / config, folder, **variables, MAX_TILES=150, MAX_STEPS=60)
+def benchmark(folder, label, **variables):
+    """Runs the demo's benchmark on one model, and returns what eva found on the test split."""
+    result = run_eva(
+        "predict_fit",
+        CONFIG,
+        folder,
+        MODEL_LABEL=label,
+        MAX_TILES=200,
+        MAX_STEPS=60,
+        **variables,
+    )
     assert result.returncode == 0, result.stderr
-    (results,) = folder.glob("logs/g2l/student/offline/demo/*/results.json")
-    metrics = json.loads(results.read_text())["metrics"]["test"][0]
-    assert metrics["test/MulticlassAccuracy"]["mean"] > 0.5
+    (results,) = folder.glob(f"logs/{label}/offline/g2l_demo/*/results.json")
+    (metrics,) = json.loads(results.read_text())["metrics"]["test"]
+    return {name.removeprefix("test/"): metric["mean"] for name, metric in metrics.items()}
+
+
+def test_the_whole_loop_teacher_start_student_and_a_rival(run, folder):
+    student, config = printed_command(run.stdout)
+    assert config == "configs/benchmarks/demo.yaml"
+    run_folder = Path(student["G2L_STUDENT"].removeprefix("local-dir:")).parent
+    teacher = {"TEACHER_EMBEDDINGS_ROOT": "data/embeddings/teacher/g2l_demo"}
+    found = {
+        "teacher": benchmark(
+            folder,
+            "teacher",
+            **student | {"G2L_STUDENT": "demo:teacher", "IN_FEATURES": 192},
+        ),
+        "start": benchmark(
+            folder, "start", **student | teacher | {"G2L_STUDENT": f"local-dir:{run_folder}/start"}
+        ),
+        "student": benchmark(folder, "student", **student | teacher),
+        "rival": benchmark(
+            folder,
+            "rival",
+            MODEL_NAME="universal/vit_tiny_patch16_224_random",
+            IN_FEATURES=192,
+            RESIZE_DIM=64,
+        ),
+    }
+    assert found["student"]["MulticlassAccuracy"] > 0.5
+    assert found["teacher"]["KNNAccuracy"] > found["start"]["KNNAccuracy"]
+    assert found["student"]["LinearCKA"] > found["start"]["LinearCKA"]
+    assert "LinearCKA" not in found["rival"]
+
+    report = run_g2l("report", folder / "logs", "--output", folder / "report")
+    assert report.returncode == 0, report.stderr
+    table = pd.read_csv(folder / "report" / "report.csv")
+    test = table[(table.task == "demo cohort") & (table.split == "test")]
+    for label, metrics in found.items():
+        rows = test[test.model == label].set_index("measure")
+        for name in ("MulticlassAccuracy", "KNNAccuracy", "PathoROBIndex/k=20"):
+            assert rows.loc[name, "mean"] == pytest.approx(metrics[name]), (label, name)
+    page = (folder / "report" / "report.html").read_text()
+    assert all(label in page for label in found)
+    # A model never takes the embeddings of another.
+    result = run_eva(
+        "predict_fit",
+        CONFIG,
+        folder,
+        MODEL_LABEL="teacher",
+        MAX_TILES=200,
+        MAX_STEPS=60,
+        **student,
+    )
+    assert result.returncode == 1
+    assert "embeddings of demo:teacher" in result.stderr.splitlines()[-1]

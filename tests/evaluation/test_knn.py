@@ -1,6 +1,24 @@
-import numpy as np
+import math
 
-from g2l_plugin.evaluation.knn import knn_accuracy
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import balanced_accuracy_score
+from sklearn.neighbors import KNeighborsClassifier
+
+from g2l_plugin.errors import UserError
+from g2l_plugin.evaluation.embeddings import Embeddings
+from g2l_plugin.evaluation.knn import KNNVoting, knn_accuracy, knn_scores
+
+
+def make(n, seed, n_classes=3, width=8, n_patients=10):
+    generator = np.random.default_rng(seed)
+    labels = generator.integers(n_classes, size=n)
+    values = generator.normal(size=(n, width)) + 1.2 * np.eye(n_classes, width)[labels]
+    names = np.array([f"{seed}/{i}" for i in range(n)])
+    patients = np.array([f"patient {i % n_patients}" for i in range(n)])
+    return Embeddings(values.astype(np.float32), labels, names, {"patient": patients})
 
 
 def test_neighbours_are_sought_by_angle_not_by_length():
@@ -17,3 +35,68 @@ def test_the_majority_of_k_neighbours_decides():
     test, expected = np.array([[1.0, 0.01]]), np.array([1])
     assert knn_accuracy(train, labels, test, expected, k=1) == 0
     assert knn_accuracy(train, labels, test, expected, k=4) == 1
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(0, 99), st.integers(1, 30), st.sampled_from(["cosine", "euclidean"]))
+def test_votes_of_the_same_weight_are_scikit_learns(seed, k, metric):
+    train, test = make(60, seed), make(20, seed + 100)
+    theirs = KNeighborsClassifier(k, metric=metric).fit(train.values, train.labels)
+    ours = knn_scores(train.values, train.labels, test.values, 3, k, metric, temperature=None)
+    np.testing.assert_allclose(ours, theirs.predict_proba(test.values), atol=1e-6)
+    np.testing.assert_array_equal(ours.argmax(1), theirs.predict(test.values))
+
+
+def test_a_vote_weighs_the_exponential_of_its_similarity():
+    train, test = make(50, 0), make(9, 1)
+    scores = knn_scores(train.values, train.labels, test.values, 3, k=5, temperature=0.07)
+    for row, query in zip(scores, test.values, strict=True):
+        votes = {}
+        for value, label in zip(train.values, train.labels, strict=True):
+            cosine = query @ value / np.linalg.norm(query) / np.linalg.norm(value)
+            votes.setdefault(float(cosine), int(label))
+        expected = np.zeros(3)
+        for cosine in sorted(votes, reverse=True)[:5]:
+            expected[votes[cosine]] += math.exp(cosine / 0.07)
+        np.testing.assert_allclose(row, expected / expected.sum(), rtol=1e-4)
+
+
+def test_a_tiny_temperature_is_the_nearest_neighbours_and_does_not_overflow():
+    train, test = make(50, 0), make(9, 1)
+    sharp = knn_scores(train.values, train.labels, test.values, 3, k=20, temperature=1e-6)
+    first = knn_scores(train.values, train.labels, test.values, 3, k=1, temperature=None)
+    np.testing.assert_allclose(sharp, first, atol=1e-6)
+
+
+def test_the_measure_gives_accuracies_scores_settings_and_an_interval_over_patients():
+    train, test = make(200, 0), make(100, 1)
+    outcome = KNNVoting(k=7).measure(train, test)
+    scores = outcome.scores["knn"]
+    assert scores.shape == (100, 3)
+    np.testing.assert_allclose(scores.sum(1), 1, rtol=1e-5)
+    predicted = scores.argmax(1)
+    assert outcome.values["KNNAccuracy"] == np.mean(predicted == test.labels)
+    assert outcome.values["KNNBalancedAccuracy"] == pytest.approx(
+        balanced_accuracy_score(test.labels, predicted)
+    )
+    assert outcome.details["knn"] == {"k": 7, "metric": "cosine", "temperature": 0.07}
+    ends = outcome.details["intervals"]["KNNAccuracy"]
+    assert 0 < ends["low"] < outcome.values["KNNAccuracy"] < ends["high"] < 1
+
+
+def test_a_class_that_only_one_split_has_has_its_column():
+    train, test = make(60, 0, n_classes=2), make(20, 1, n_classes=2)
+    test.labels[0] = 4
+    outcome = KNNVoting(k=3).measure(train, test)
+    assert outcome.scores["knn"].shape == (20, 5)
+    assert not outcome.scores["knn"][:, 2:].any()
+
+
+def test_settings_that_cannot_be_are_refused():
+    train, test = make(10, 0), make(5, 1)
+    with pytest.raises(UserError, match="k is 20, and there are 10 embeddings"):
+        KNNVoting().measure(train, test)
+    with pytest.raises(UserError, match="temperature 0.07 with the metric euclidean"):
+        KNNVoting(k=3, metric="euclidean").measure(train, test)
+    with pytest.raises(UserError, match="temperature 0 with the metric cosine"):
+        KNNVoting(k=3, temperature=0).measure(train, test)

@@ -48,7 +48,28 @@ FACTS = CardFacts(
     StudentLicense("apache-2.0"),
     "breast",
     CONFIG,
-    {"k": 20, "encoders": {"student after": {"knn_accuracy": 0.5, "cka": 0.25}}},
+    {
+        "task": "tissue classes",
+        "n_tiles": 1234,
+        "n_units": 8,
+        "columns": {
+            "KNNAccuracy": "kNN accuracy",
+            "LinearCKA": "CKA with the teacher",
+            "RobustnessIndex/k=20": "robustness index (k=20)",
+        },
+        "encoders": {
+            "teacher": {
+                "values": {"KNNAccuracy": 0.75, "LinearCKA": 1.0},
+                "undefined": {"RobustnessIndex/k=20": "All are of one centre, A1."},
+                "intervals": {},
+            },
+            "student after": {
+                "values": {"KNNAccuracy": 0.5, "LinearCKA": 0.25, "RobustnessIndex/k=20": 1.25},
+                "undefined": {},
+                "intervals": {"KNNAccuracy": {"low": 0.4, "high": 0.6}},
+            },
+        },
+    },
 )
 
 
@@ -61,7 +82,9 @@ def test_metadata_is_what_the_hub_reads():
     assert results == {
         "linear CKA with the teacher": 0.98765,
         "cosine with the teacher, projected": 0.87654,
-        "kNN accuracy (k=20)": 0.5,
+        "kNN accuracy": 0.5,
+        "CKA with the teacher": 0.25,
+        "robustness index (k=20)": 1.25,
     }
 
 
@@ -83,8 +106,11 @@ def test_metadata_is_what_the_hub_reads():
         "| data.datasets.train.width | 256 |",
         "linear CKA 0.9877",
         "at step 1,000",
-        "| student after | 0.5000 | 0.2500 |",
-        "k = 20",
+        "tissue classes: 1,234 labelled tiles of 8 held-out slides",
+        "| encoder | kNN accuracy | CKA with the teacher | robustness index (k=20) |",
+        "| teacher | 0.7500 | 1.0000 | undefined |",
+        "| student after | 0.5000 (0.4000 to 0.6000) | 0.2500 | 1.2500 |",
+        "- All are of one centre, A1.",
         "| TILS | kNN accuracy | 0.9362 | 0.9344 | 0.9291 | 0.9214 | arXiv 2510.11176 |",
     ],
 )
@@ -124,6 +150,8 @@ def test_nothing_is_claimed_that_was_not_measured():
     )
     text = render_card(CardFacts(record, StudentLicense("other")))
     data = ModelCard(text).data
+    assert "Robustness across hospitals and scanners was not measured." in text
+    assert "was not measured" not in render_card(FACTS)
     assert "Nothing yet." in text and "random weights" in text and "Not yet trained." in text
     assert "hours on" not in text and "Published figures" not in text
     assert data.base_model is None and data.eval_results is None

@@ -20,6 +20,8 @@ from g2l_plugin.encoders.load import load_encoder
 from g2l_plugin.errors import UserError
 from g2l_plugin.publishing.run import find_checkpoint, publish_run
 
+EVALUATION = {"task": "tissue", "n_tiles": 9, "n_units": 3, "columns": {}, "encoders": {}}
+
 
 @pytest.fixture
 def make_run(tmp_path):
@@ -42,7 +44,7 @@ def make_run(tmp_path):
         checkpoint = {"state_dict": state, KEY: record.to_dict()}
         change(checkpoint)
         torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
-        (folder / "evaluation.json").write_text('{"k": 3, "encoders": {}}')
+        (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
         (folder / "config.yaml").write_text("trainer: {init_args: {cancer: breast}}\n")
         return folder, student
 

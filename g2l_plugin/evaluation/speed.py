@@ -1,0 +1,76 @@
+"""How fast an encoder embeds, and what it takes."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+_LEAST_SECONDS = 1.0
+_LEAST_REPEATS = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """What embedding takes, the network alone: tiles are in memory and normalised.
+
+    Attributes:
+        device: What it was measured on, e.g. `NVIDIA H200` or `CPU (2 threads)`.
+        batch_size: Tiles per batch.
+        tiles_per_second: Median over repeated batches.
+        peak_memory_bytes: Most memory on a CUDA device, weights counted in; None elsewhere.
+        flops: Floating-point operations for one tile.
+        parameters: Number of weights.
+    """
+
+    device: str
+    batch_size: int
+    tiles_per_second: float
+    peak_memory_bytes: int | None
+    flops: int
+    parameters: int
+
+
+@torch.inference_mode()
+def measure_speed(network: nn.Module, images: torch.Tensor) -> Speed:
+    """Measures a network on one batch, repeated for a second and at least three times.
+
+    Args:
+        network: Takes the images; on their device, and in evaluation mode.
+        images: A batch as the network takes it, (B, 3, H, W).
+    """
+    on_cuda = images.device.type == "cuda"
+    network(images)  # kernels are chosen and memory is taken the first time
+    if on_cuda:
+        torch.cuda.synchronize(images.device)
+        torch.cuda.reset_peak_memory_stats(images.device)
+    seconds: list[float] = []
+    while len(seconds) < _LEAST_REPEATS or sum(seconds) < _LEAST_SECONDS:
+        start = time.perf_counter()
+        network(images)
+        if on_cuda:
+            torch.cuda.synchronize(images.device)
+        seconds.append(time.perf_counter() - start)
+    peak = torch.cuda.max_memory_allocated(images.device) if on_cuda else None
+    with FlopCounterMode(display=False) as counter:
+        network(images[:1])
+    return Speed(
+        device=_name(images.device),
+        batch_size=len(images),
+        tiles_per_second=len(images) / statistics.median(seconds),
+        peak_memory_bytes=peak,
+        flops=counter.get_total_flops(),
+        parameters=sum(parameter.numel() for parameter in network.parameters()),
+    )
+
+
+def _name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        return f"CPU ({torch.get_num_threads()} threads)"
+    return device.type

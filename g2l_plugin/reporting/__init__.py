@@ -1,0 +1,1 @@
+"""The report: what evaluations found, as tables and plots in one page."""

@@ -1,0 +1,1 @@
+"""Benchmark tasks: official downloads to manifests, manifests to datasets, eva configs."""

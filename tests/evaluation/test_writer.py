@@ -1,0 +1,163 @@
+import functools
+import json
+import shutil
+import warnings
+
+import pytest
+import torch
+from eva.core import DataLoader, DataloadersSchema, DataModule, DatasetsSchema, HeadModule, Trainer
+from eva.core.data.datasets import MapDataset
+from eva.vision.data.transforms.common import ResizeAndCrop
+from loguru import logger
+from torch import nn
+
+from g2l_plugin.encoders.weights import hash_tensors
+from g2l_plugin.errors import UserError
+from g2l_plugin.evaluation.embeddings import read_embeddings
+from g2l_plugin.evaluation.writer import EmbeddingsWriter, read_model
+
+
+class Tiles(MapDataset):
+    def __init__(self, n=6, mean=(0.5, 0.5, 0.5)):
+        self.n = n
+        self._transforms = ResizeAndCrop(8, mean, (0.5, 0.5, 0.5))
+
+    def __len__(self):
+        return self.n
+
+    def filename(self, index):
+        return f"{self.n}/{index}.png"
+
+    def __getitem__(self, index):
+        image = torch.full((3, 8, 8), index, dtype=torch.uint8)
+        return self._transforms(image), torch.tensor(index % 2), {"centre": "ab"[index % 2]}
+
+
+class Backbone(nn.Module):
+    def __init__(self, seed=0):
+        super().__init__()
+        torch.manual_seed(seed)
+        self.layer = nn.Linear(3, 4)
+        self.calls = 0
+
+    def forward(self, images):
+        self.calls += 1
+        return self.layer(images.mean((2, 3)))
+
+
+def run(root, backbone, tiles=None, function="predict", **options):
+    """Runs eva's predict, or its fit, with our writer."""
+    tiles = tiles or [Tiles(6), Tiles(4)]
+    writer = EmbeddingsWriter(
+        str(root / "embeddings"), backbone, {0: "train", 1: "val"}, ["centre"], **options
+    )
+    trainer = Trainer(
+        default_root_dir=str(root / "logs"),
+        callbacks=[writer],
+        accelerator="cpu",
+        max_steps=1,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    loader = DataLoader(batch_size=4, num_workers=0, prefetch_factor=None, persistent_workers=False)
+    data = DataModule(
+        DatasetsSchema(train=tiles[0], val=tiles[1], predict=tiles),
+        DataloadersSchema(train=loader, val=loader, predict=loader),
+    )
+    module = HeadModule(nn.Linear(3, 2), nn.CrossEntropyLoss())
+    module.forward = lambda images: module.head(images.mean((2, 3)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if function == "fit":
+            trainer.fit(module, datamodule=data)
+        else:
+            trainer.predict(module, datamodule=data, return_predictions=False)
+    return backbone
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Folder of embeddings that `Backbone()` has written: once, for eva starts a process for it."""
+    root = tmp_path_factory.mktemp("written")
+    run(root, Backbone())
+    return root / "embeddings"
+
+
+@pytest.fixture
+def predict(written, tmp_path):
+    """Runs eva over a copy of that folder; returns the backbone."""
+    shutil.copytree(written, tmp_path / "embeddings")
+    return functools.partial(run, tmp_path)
+
+
+def test_embeddings_are_evas_and_say_whose_they_are(written):
+    backbone = Backbone()
+    read = read_embeddings(written, "val")
+    images = torch.stack([Tiles(4)[index][0] for index in range(4)])
+    torch.testing.assert_close(torch.from_numpy(read.values), backbone(images).detach())
+    assert read.groups["centre"].tolist() == ["a", "b", "a", "b"]
+    model = read_model(written)
+    assert model["complete"] and model["sha256"] == hash_tensors(backbone)
+    assert (model["name"], model["parameters"], model["embedding_dim"]) == ("Backbone", 16, 4)
+    assert model["flops"] == 2 * 3 * 4
+    assert model["input_size"] == 8 and model["tiles_per_second"] > 0
+
+
+def test_embeddings_that_are_there_are_not_computed_again(predict):
+    assert predict(Backbone()).calls == 0
+    predict(Backbone(), function="fit")
+
+
+@pytest.mark.parametrize("function", ["predict", "fit"])
+def test_embeddings_of_another_model_are_refused(predict, function):
+    mine = hash_tensors(Backbone())
+    with pytest.raises(UserError, match=f"embeddings of Backbone .sha256 {mine[:12]}., and not of"):
+        predict(Backbone(seed=1), function=function)
+
+
+def test_they_are_written_over_where_that_is_asked_for(predict, tmp_path):
+    backbone = predict(Backbone(seed=1), overwrite=True)
+    assert read_model(tmp_path / "embeddings")["sha256"] == hash_tensors(backbone)
+
+
+@pytest.mark.parametrize(
+    ("tiles", "message"),
+    [
+        ([Tiles(6), Tiles(5)], "of other tiles"),
+        ([Tiles(6, mean=(0.7, 0.6, 0.7)), Tiles(4)], "under other transforms"),
+    ],
+)
+def test_embeddings_of_other_tiles_or_transforms_are_refused(predict, tiles, message):
+    with pytest.raises(UserError, match=message):
+        predict(Backbone(), tiles)
+
+
+def test_what_an_interrupted_run_left_is_computed_anew(predict, tmp_path):
+    path = tmp_path / "embeddings" / "model.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
+    with pytest.raises(UserError, match="or not all of them"):
+        predict(Backbone(), function="fit")
+    assert predict(Backbone()).calls and read_model(path.parent)["complete"]
+
+
+def test_embeddings_of_unknown_origin_are_refused(predict, tmp_path):
+    (tmp_path / "embeddings" / "model.json").unlink()
+    with pytest.raises(UserError, match="unknown origin"):
+        predict(Backbone())
+
+
+def test_a_normalisation_that_is_not_the_models_is_warned_of(predict):
+    backbone = Backbone()
+    backbone.source = "local-dir:student"
+    backbone.pretrained_cfg = {"mean": (0.7, 0.6, 0.65), "std": (0.5, 0.5, 0.5)}
+    said = []
+    sink = logger.add(said.append, level="WARNING")
+    try:
+        predict(backbone)
+    finally:
+        logger.remove(sink)
+    assert len([line for line in said if "NORMALIZE_MEAN is [0.5, 0.5, 0.5]" in line]) == 1
+    assert not any("NORMALIZE_STD" in line for line in said)
