@@ -30,3 +30,4 @@ bench:
 	python benchmarks/memory.py
 	python benchmarks/sharpness.py
 	python benchmarks/giant_teacher.py
+	python benchmarks/probing.py

@@ -67,6 +67,7 @@ _TASKS = {
     "aggc22": "Gleason patterns, cuts tiles: https://aggc22.grand-challenge.org/Data.",
     "chimera": "CHIMERA task 1, slides: https://chimera.grand-challenge.org/dataset-download.",
     "tiger": "TIGER, cuts tiles: wsirois of https://tiger.grand-challenge.org/Data.",
+    "plism": "PLISM, tiles: https://huggingface.co/datasets/owkin/plism-dataset-tiles.",
     "pathorob": "PathoROB, tiles: a dataset of https://huggingface.co/bifold-pathomics.",
 }
 """Tasks that `g2l prepare` knows, by their modules."""
@@ -224,6 +225,8 @@ def _add_prepare(commands: argparse._SubParsersAction) -> None:
             add("--workers", type=int, help="processes; one per CPU core if not given")
         if name == "aggc22":
             add("--max-tiles", type=int, default=100, help="most tiles of a class from a slide")
+        if name == "plism":
+            add("--every", type=int, default=16, help="take every n-th place")
         if name == "pathorob":
             add("--metadata", type=Path, help="PathoROB's list of tiles to take; all if not given")
         task.set_defaults(command=_prepare)

@@ -316,6 +316,18 @@ TASKS = {
         ("ADVENT", "MUSC_PROP", "REGR_TU", "SH_MAG", "SH_OES", "TUMOR"),
         "tolkach_esca_reduced.csv",
     ),
+    "plism": Task(
+        title="PLISM: the same places under 7 scanners and in 13 stains",
+        about=(
+            "The head tells the scanner from the embeddings: there, less is better.",
+            *_prepare("plism DOWNLOAD --output data/plism"),
+        ),
+        dataset="g2l_plugin.ManifestTiles",
+        dataset_args=_manifest("plism"),
+        classes=("AT2", "GT450", "P", "S210", "S360", "S60", "SQ"),
+        metadata_keys=("slide", "scanner", "stain", "location"),
+        matched=True,
+    ),
 }
 """The tasks, by the names of their configs."""
 

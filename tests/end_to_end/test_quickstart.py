@@ -95,15 +95,3 @@ def test_the_whole_loop_teacher_start_student_and_a_rival(run, folder):
             assert rows.loc[name, "mean"] == pytest.approx(metrics[name]), (label, name)
     page = (folder / "report" / "report.html").read_text()
     assert all(label in page for label in found)
-    # A model never takes the embeddings of another.
-    result = run_eva(
-        "predict_fit",
-        CONFIG,
-        folder,
-        MODEL_LABEL="teacher",
-        MAX_TILES=200,
-        MAX_STEPS=60,
-        **student,
-    )
-    assert result.returncode == 1
-    assert "embeddings of demo:teacher" in result.stderr.splitlines()[-1]

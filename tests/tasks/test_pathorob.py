@@ -155,5 +155,5 @@ def test_a_broken_shard_is_named(tmp_path):
 def test_a_tile_that_is_no_picture_is_named(tmp_path):
     rows = tiles_of(SLIDES)
     rows[3]["image"]["bytes"] = b"text"
-    with pytest.raises(UserError, match="Tile 34318 of slide normal_001 is no PNG"):
+    with pytest.raises(UserError, match="Tile tiles/RUMC_normal_001/34318 is no PNG"):
         prepare(write_shards(tmp_path / "broken", rows), tmp_path / "out")
