@@ -85,9 +85,16 @@ class EmbeddingMeasures(pl.Callback):
     def _take(self, split: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         folder = Path(str(trainer.log_dir)) / MEASURES  # devices agree on it: all must ask
         values: dict[str, float] = {}
+        problem = None
         if trainer.is_global_zero:
-            values = self._measure(split, folder).values
-        values = trainer.strategy.broadcast(values)
+            try:
+                values = self._measure(split, folder).values
+            except UserError as error:
+                problem = error
+        # One device measures; the others would wait for it for ever.
+        values, problem = trainer.strategy.broadcast((values, problem))
+        if problem is not None:
+            raise problem
         pl_module.log_dict({f"{split}/{name}": value for name, value in values.items()})
 
     def _measure(self, split: str, folder: Path) -> Outcome:

@@ -24,5 +24,9 @@ class EmbeddingsInMemory(EmbeddingsClassificationDataset):
         self._values = torch.from_numpy(read_embeddings(self._root, self._split).values)
 
     @override
+    def _set_multiprocessing_start_method(self) -> None:
+        """Leaves it as it is: eva's spawned workers are for files that many of them open."""
+
+    @override
     def load_embeddings(self, index: int) -> torch.Tensor:
         return self._values[index]

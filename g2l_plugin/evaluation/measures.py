@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -42,7 +43,21 @@ class CKA(Measure):
         if self.teacher_root is None:
             return Outcome({})
         teacher = read_embeddings(self.teacher_root, evaluated.split)
-        return Outcome(cka_between(evaluated, teacher), details={"teacher_root": self.teacher_root})
+        outcome = align(evaluated, teacher)
+        return dataclasses.replace(outcome, details={"teacher_root": self.teacher_root})
+
+
+def align(evaluated: Embeddings, teacher: Embeddings) -> Outcome:
+    """Takes linear CKA of embeddings with the teacher's; undefined where one is constant."""
+    values = cka_between(evaluated, teacher)
+    undefined = {
+        name: "all embeddings of one encoder are the same"
+        for name, value in values.items()
+        if np.isnan(value)
+    }
+    return Outcome(
+        {name: value for name, value in values.items() if name not in undefined}, undefined
+    )
 
 
 def take(measures: Iterable[Measure], train: Embeddings, evaluated: Embeddings) -> Outcome:

@@ -17,12 +17,11 @@ from typing_extensions import override
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.weights import hash_tensors
 from g2l_plugin.evaluation.benchmark import MEASURES
-from g2l_plugin.evaluation.cka import cka_between
 from g2l_plugin.evaluation.embed import embed_tiles
 from g2l_plugin.evaluation.embeddings import Embeddings
 from g2l_plugin.evaluation.knn import KNNVoting
 from g2l_plugin.evaluation.measure import Measure, Outcome
-from g2l_plugin.evaluation.measures import take, write_measures
+from g2l_plugin.evaluation.measures import align, join, take, write_measures
 from g2l_plugin.evaluation.probe import LogisticProbe
 from g2l_plugin.evaluation.robustness import RobustnessIndex
 from g2l_plugin.evaluation.speed import measure_speed
@@ -145,10 +144,9 @@ class DistillationReport(pl.Callback):
             )
             for split, dataset in (("train", self.train), (_SPLIT, self.test))
         )
-        outcome = take(self.measures, train, test)
         if self._teacher is None:
             self._teacher = test
-        outcome.values.update(cka_between(test, self._teacher))
+        outcome = join([take(self.measures, train, test), align(test, self._teacher)])
         session = folder / "evaluation" / name.replace(" ", "_")
         write_measures(
             session / MEASURES,

@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import json
 from types import SimpleNamespace
 
@@ -9,10 +10,11 @@ import torch
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.evaluation.benchmark import EmbeddingMeasures
+from g2l_plugin.evaluation.embeddings import read_embeddings
 from g2l_plugin.evaluation.in_memory import EmbeddingsInMemory
 from g2l_plugin.evaluation.knn import KNNVoting
 from g2l_plugin.evaluation.measure import Measure, Outcome
-from g2l_plugin.evaluation.measures import CKA, join
+from g2l_plugin.evaluation.measures import CKA, align, join
 from g2l_plugin.evaluation.robustness import RobustnessIndex
 
 MODEL = {"name": "hf-hub:org/name", "sha256": "ab" * 32, "complete": True, "parameters": 7}
@@ -139,6 +141,13 @@ def test_cka_is_with_the_teachers_embeddings_of_the_same_tiles(measure_on, tmp_p
     assert 0.5 < logged["test/LinearCKA"] < 1
     itself, _ = measure_on(EmbeddingMeasures(str(teacher), "task", [CKA(str(teacher))]))
     assert itself["test/LinearCKA"] == pytest.approx(1)
+
+
+def test_cka_of_a_constant_embedding_is_undefined(tmp_path):
+    embeddings = read_embeddings(save(tmp_path / "embeddings"), "val")
+    constant = dataclasses.replace(embeddings, values=np.ones_like(embeddings.values))
+    outcome = align(constant, embeddings)
+    assert outcome.values == {} and set(outcome.undefined) == {"LinearCKA", "LinearCKAUnbiased"}
 
 
 def test_a_class_that_is_not_trained_on_is_told(measure_on, tmp_path):
