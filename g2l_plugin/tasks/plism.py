@@ -45,7 +45,8 @@ def prepare(download: Path, output: Path, every: int = 16, seed: int = 0) -> Pat
         The manifest.
 
     Raises:
-        UserError: A part of the download is missing, or a slide lacks places that others have.
+        UserError: A part of the download is missing, a slide lacks places that others have, or
+            fewer than two places are taken.
     """
     if every < 1:
         raise UserError(f"Every {every}-th place cannot be taken: give --every 1 or more.")
@@ -54,6 +55,11 @@ def prepare(download: Path, output: Path, every: int = 16, seed: int = 0) -> Pat
     manifest.unlink(missing_ok=True)
     places = _find_places(shards)
     wanted = set(places[::every])
+    if len(wanted) < 2:
+        raise UserError(
+            f"Every {every:,}-th of {len(places):,} places is one, too few for train and val: give "
+            f"--every {len(places) - 1:,} or less."
+        )
     rows = [
         _write_tile(row, output)
         for row in read_rows(shards, _COLUMNS)

@@ -59,7 +59,7 @@ def test_every_task_says_where_its_download_is_to_be_had(capsys):
         assert re.search(r"https?://", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("task", ["tils", "idc", "aggc22", "chimera", "tiger", "pathorob"])
+@pytest.mark.parametrize("task", ["tils", "idc", "aggc22", "chimera", "tiger", "pathorob", "plism"])
 def test_an_empty_folder_is_an_error_in_a_line(task, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     arguments = ["prepare", task, str(tmp_path / "empty"), "--output", str(tmp_path / "out")]
