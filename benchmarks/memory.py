@@ -48,7 +48,7 @@ def measure(folder: Path, slides: Path, options: argparse.Namespace, results) ->
     peak, n_tiles, last, start = before, 0, 0.0, time.monotonic()
     while time.monotonic() - start < options.seconds:
         for batch in loader:
-            n_tiles += len(batch)
+            n_tiles += len(batch.data)
             now = time.monotonic()
             if now - last > 1:
                 peak, last = max(peak, pss_of_all()), now

@@ -51,7 +51,7 @@ def read_plain(dataset: TileDataset) -> Iterator[int]:
 
 def read_batches(loader: TileLoader) -> Iterator[int]:
     for _ in itertools.count():
-        yield from (len(batch) for batch in loader)
+        yield from (len(batch.data) for batch in loader)
 
 
 def read_eva(dataset: MultiWsiDataset) -> Iterator[int]:

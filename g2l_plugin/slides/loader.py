@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 import torch.distributed
+from eva.core.models.modules.typings import INPUT_BATCH
 from torch.utils.data import DataLoader
 
+from g2l_plugin.errors import UserError
 from g2l_plugin.slides.mixing import MixingBuffer, shuffled_blocks
 from g2l_plugin.slides.tiles import TileDataset
 
@@ -88,8 +90,20 @@ class TileLoader:
         n_tiles = len(self.dataset) // _devices()[1]
         return n_tiles // self.batch_size if self.drop_last else -(-n_tiles // self.batch_size)
 
-    def __iter__(self) -> Iterator[torch.Tensor]:
-        """Yields batches, uint8 (B, 3, height, width), pinned where there is a GPU."""
+    @property
+    def num_workers(self) -> int:
+        """Processes that read tiles; 0: this one does."""
+        return self._reader.num_workers
+
+    def __iter__(self) -> Iterator[INPUT_BATCH]:
+        """Yields batches of tiles, uint8 (B, 3, height, width), pinned where there is a GPU.
+
+        The metadata of a batch are the numbers of its tiles in the dataset (`tile`, int64 (B,), on
+        the host) and the number of the epoch (`epoch`).
+
+        Raises:
+            UserError: A worker died.
+        """
         epoch, skip = self._next["epoch"], self._next["batches"]
         if skip and skip >= len(self):
             epoch, skip = epoch + 1, 0
@@ -108,18 +122,18 @@ class TileLoader:
         buffer: torch.Tensor | None = None
         for batch in range(skip, len(self)):
             for slots in itertools.chain(held, mixing.fill()):
-                tiles = next(blocks)
+                tiles = _next_block(blocks)
                 if buffer is None:
                     buffer = tiles.new_empty((len(mixing.content), *tiles.shape[1:]))
                 buffer.numpy()[slots] = tiles.numpy()  # ten times as fast as torch's own
             held = []
             assert buffer is not None  # an epoch of any batch has a block
-            drawn = torch.from_numpy(mixing.draw())
+            drawn = mixing.draw()
             pinned = torch.cuda.is_available()
-            out = buffer.new_empty((len(drawn), *buffer.shape[1:]), pin_memory=pinned)
-            torch.index_select(buffer, 0, drawn, out=out)
+            tiles = buffer.new_empty((len(drawn), *buffer.shape[1:]), pin_memory=pinned)
+            torch.index_select(buffer, 0, torch.from_numpy(drawn), out=tiles)
             self._place = {"epoch": epoch, "batches": batch + 1}
-            yield out
+            yield INPUT_BATCH(tiles, metadata={"tile": mixing.content[drawn], "epoch": epoch})
 
     def _mixing(self, epoch: int) -> MixingBuffer:
         rank, n_devices = _devices()
@@ -139,6 +153,21 @@ class _Reads:
 
     def __iter__(self) -> Iterator[list[int]]:
         return (block.tolist() for block in self.blocks)
+
+
+def _next_block(blocks: Iterator[torch.Tensor]) -> torch.Tensor:
+    """The tiles of the next block, uint8 (B, 3, height, width)."""
+    try:
+        return next(blocks)
+    except RuntimeError as error:
+        # So PyTorch begins to tell of a worker that was killed; not of an error raised in one.
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"A process that reads tiles died: {reason} When memory ran out, lower N_DATA_WORKERS "
+            "or `buffer_tiles`; then run the same command again: it goes on where it was saved."
+        ) from error
 
 
 def _devices() -> tuple[int, int]:

@@ -24,7 +24,7 @@ def test_training_tiles_come_from_a_tile_loader(tmp_path, write_slide):
     # eva's EVA_GLOBAL_SEED may be False
     loaders = [make_module(dataset, seed=seed).train_dataloader() for seed in (False, 0, 1)]
     assert all(isinstance(loader, TileLoader) for loader in loaders)
-    (off, zero, one) = (next(iter(loader)) for loader in loaders)
+    (off, zero, one) = (next(iter(loader)).data for loader in loaders)
     assert off.shape == (7, 3, 64, 64)
     assert (off == zero).all() and not (off == one).all()
 

@@ -1,9 +1,12 @@
 import itertools
+import os
+import signal
 
 import numpy as np
 import pytest
 import torch
 
+from g2l_plugin.errors import UserError
 from g2l_plugin.slides.loader import TileLoader
 from g2l_plugin.slides.slide_tiles import SlideTiles
 from g2l_plugin.slides.tiles import TileDataset
@@ -24,7 +27,10 @@ class NumberedTiles(TileDataset):
 
 
 def numbers(batch):
-    return (batch[:, 0, 0, 0].int() + 256 * batch[:, 1, 0, 0].int()).tolist()
+    tiles = batch.data
+    shown = (tiles[:, 0, 0, 0].int() + 256 * tiles[:, 1, 0, 0].int()).tolist()
+    assert batch.metadata["tile"].tolist() == shown
+    return shown
 
 
 def make_loader(sizes=(300, 5, 0, 120, 200, 77), **options):
@@ -116,7 +122,27 @@ def test_devices_share_an_epoch(monkeypatch, n_devices):
 def test_batches_are_copies_that_later_reads_leave_alone():
     iterator = iter(make_loader())
     first = next(iterator)
-    before = first.clone()
+    before, tiles = first.data.clone(), first.metadata["tile"].copy()
     for _ in itertools.islice(iterator, 10):
         pass
-    assert torch.equal(first, before)
+    assert torch.equal(first.data, before)
+    assert np.array_equal(first.metadata["tile"], tiles)
+
+
+def test_a_batch_says_its_epoch():
+    loader = make_loader()
+    loader.set_epoch(3)
+    assert next(iter(loader)).metadata["epoch"] == 3
+
+
+class DyingTiles(NumberedTiles):
+    """Tiles whose reading kills the process, as a machine without memory does."""
+
+    def __getitem__(self, index):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_is_told_in_a_line():
+    loader = TileLoader(DyingTiles([100]), batch_size=4, num_workers=1)
+    with pytest.raises(UserError, match="A process that reads tiles died: .*N_DATA_WORKERS"):
+        next(iter(loader))

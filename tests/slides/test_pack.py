@@ -78,8 +78,8 @@ def test_a_loader_reads_every_packed_tile_once_with_workers_as_without(
     assert dataset.tiles.group_sizes.sum() == len(dataset)
     assert len(dataset.tiles.group_sizes) == -(-len(dataset) // 32)
     options = {"batch_size": 8, "block_tiles": 8, "drop_last": False}
-    alone = [batch for batch in TileLoader(dataset, **options)]
-    workers = [batch for batch in TileLoader(dataset, num_workers=2, **options)]
+    alone = [batch.data for batch in TileLoader(dataset, **options)]
+    workers = [batch.data for batch in TileLoader(dataset, num_workers=2, **options)]
     assert sum(map(len, alone)) == len(dataset)
     assert all(torch.equal(a, b) for a, b in itertools.zip_longest(alone, workers))
 

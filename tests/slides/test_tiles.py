@@ -88,7 +88,7 @@ def test_losses_in_any_worker_are_counted_together(cohort, workers):
     damage(cohort / "slides" / "2.tiff", 0, [12])
     options = {"num_workers": workers} if workers else {}
     for _ in range(2):  # a tile that is lost in every epoch is lost once
-        assert sum(len(b) for b in TileLoader(dataset, 8, drop_last=False, **options)) == len(
+        assert sum(len(b.data) for b in TileLoader(dataset, 8, drop_last=False, **options)) == len(
             dataset
         )
     lost = dataset.tiles.lost()
