@@ -1,5 +1,8 @@
+import numpy as np
 import pytest
 import torch
+from scipy import stats
+from torchvision.transforms import v2
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides.views import AugmentedView, center_view
@@ -53,3 +56,70 @@ def test_the_centre_is_taken_for_validation():
 def test_tiles_smaller_than_the_view_are_refused(make):
     with pytest.raises(UserError, match="64x64 px are smaller than the view of 224"):
         make(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
+
+
+def random_tiles(n, size=40):
+    shape = (n, 3, size, size)
+    return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1)).byte()
+
+
+def test_a_view_is_decided_by_seed_view_and_tile_alone():
+    tiles, numbers = random_tiles(8), list(range(100, 108))
+    make = AugmentedView(32, blur_prob=0.5, seed=3)
+    views = make(tiles, numbers, view=2)
+    torch.manual_seed(99)
+    other_order = [5, 0, 7]
+    alone = make(tiles[other_order], [numbers[i] for i in other_order], view=2)
+    assert torch.equal(alone, views[other_order])
+    others = (make(tiles, numbers, view=3), AugmentedView(32, seed=4)(tiles, numbers, view=2))
+    for other in (*others, make(tiles, range(8), view=2)):
+        assert not torch.equal(other, views)
+
+
+def test_many_views_made_together_are_those_made_one_by_one(monkeypatch):
+    tiles = random_tiles(20)
+    make = AugmentedView(32, blur_prob=0.5)
+    one_by_one = make(tiles, range(20))
+    monkeypatch.setattr("g2l_plugin.slides.views._AT_ONCE", {"cpu": 7})
+    assert torch.equal(make(tiles, range(20)), one_by_one)
+
+
+def test_views_are_drawn_as_torchvision_draws_them():
+    """Kolmogorov-Smirnov on what each transform leaves of an image, against 2,000 of its own."""
+    n = 2000
+    draws = AugmentedView(224, color_jitter_prob=1, blur_prob=1).draw(range(n), 0, 256, 256)
+    torch.manual_seed(0)
+    jitter = v2.ColorJitter(0.15, 0.15, 0.1, 0.05)
+    theirs = [jitter.make_params([]) for _ in range(n)]
+    names = ["brightness_factor", "contrast_factor", "saturation_factor", "hue_factor"]
+    for kind, name in enumerate(names):
+        drawn = [float(params[name]) for params in theirs]
+        assert stats.ks_2samp(draws.factors[:, kind], drawn).pvalue > 1e-3, name
+    orders = np.stack([np.asarray(params["fn_idx"]) for params in theirs])
+    for place in range(4):
+        ours, other = (np.bincount(o[:, place], minlength=4) for o in (draws.order, orders))
+        assert stats.chi2_contingency([ours, other]).pvalue > 1e-3
+    crop, images = v2.RandomCrop(224), [torch.empty(3, 256, 256)]
+    crops = [crop.make_params(images) for _ in range(n)]
+    assert stats.ks_2samp(draws.top, [c["top"] for c in crops]).pvalue > 1e-3
+    assert stats.ks_2samp(draws.left, [c["left"] for c in crops]).pvalue > 1e-3
+    assert {draws.top.min(), draws.left.min()} == {0}
+    assert {draws.top.max(), draws.left.max()} == {32}
+    blur = v2.GaussianBlur(9)
+    sigmas = [blur.make_params([])["sigma"][0] for _ in range(n)]
+    assert stats.ks_2samp(draws.sigma, sigmas).pvalue > 1e-3
+
+
+def test_a_number_of_views_comes_round():
+    view = AugmentedView(n_views=3)
+    assert [view.number(epoch) for epoch in range(5)] == [0, 1, 2, 0, 1]
+    assert AugmentedView().number(7) == 7
+
+
+@pytest.mark.parametrize(
+    ("setting", "value"),
+    [("hue", 0.6), ("flip_prob", 1.5), ("n_views", 0), ("blur_kernel_size", 8), ("seed", -1)],
+)
+def test_a_setting_outside_its_range_is_told(setting, value):
+    with pytest.raises(UserError, match=f"`{setting}` is {value}"):
+        AugmentedView(**{setting: value})
