@@ -87,7 +87,7 @@ class SimilarityKLLoss(DistillationLoss):
     A queue of the last teacher embeddings stands for classes. Each tile has a softmax over its
     cosine similarities to the queue, once by its teacher and once by its student embedding; the
     loss is KL(teacher || student), averaged over the batch. The queue starts with the first batch
-    and is not kept in checkpoints: a resumed run fills it anew.
+    and is kept in checkpoints.
     """
 
     queue: torch.Tensor
@@ -110,6 +110,15 @@ class SimilarityKLLoss(DistillationLoss):
         self.teacher_temperature = teacher_temperature
         self.student_temperature = student_temperature
         self.register_buffer("queue", torch.empty(0, 0), persistent=False)
+
+    @override
+    def get_extra_state(self) -> torch.Tensor:
+        # A buffer of the state dict would have to keep its shape.
+        return self.queue
+
+    @override
+    def set_extra_state(self, state: torch.Tensor) -> None:
+        self.queue = state.to(self.queue.device)
 
     @override
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

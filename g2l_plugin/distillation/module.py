@@ -5,17 +5,20 @@ from __future__ import annotations
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from eva.core.models.modules import ModelModule
 from eva.core.models.modules.typings import INPUT_BATCH
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import optim
+from torch import nn, optim
 from torch.optim import lr_scheduler
+from torch.utils.checkpoint import checkpoint as recompute
 from typing_extensions import override
 
+from g2l_plugin.distillation.agreement import Agreement
 from g2l_plugin.distillation.losses import DistillationLoss, LogSumLoss
-from g2l_plugin.distillation.objective import Objective
+from g2l_plugin.distillation.objective import CombinedObjective
 from g2l_plugin.distillation.record import (
     KEY,
     EncoderRecord,
@@ -31,16 +34,26 @@ from g2l_plugin.errors import UserError
 from g2l_plugin.evaluation.cka import linear_cka
 from g2l_plugin.slides.views import AugmentedView, center_view
 
-_TEACHER_PREFIX = "teacher."
+_TEACHERS_PREFIX = "teachers."
+_LAST_STEP = "g2l_last_step"
+_EXTRA = "_extra_state"  # of any shape
 
 
 class DistillationModule(ModelModule):
-    """Distils a frozen teacher into a student on one augmented view that both see.
+    """Distils a frozen teacher, or several, into a student on one augmented view that all see.
 
-    Both encoders are built in `configure_model`, once: eva copies modules before it fits them, and
-    a giga-scale teacher must not be held twice. The teacher is in no state dict and no checkpoint.
+    The encoders are built in `configure_model`, once: eva copies modules before it fits them, and a
+    giga-scale teacher must not be held twice. Teachers are in no state dict and no checkpoint.
+
+    On several devices every one computes the objective over the tiles of all: batch norms and loss
+    see what one device with so many tiles would see, and the student gets the same gradient.
 
     Source: arXiv 2510.11176.
+
+    Attributes:
+        agreement: What all devices know of the last step.
+        stop_wished: Set to ask all devices to end.
+        save_wished: Set to ask all devices for a checkpoint.
     """
 
     def __init__(
@@ -52,6 +65,11 @@ class DistillationModule(ModelModule):
         normalize_teacher: bool = True,
         optimizer: OptimizerCallable = optim.AdamW,
         lr_scheduler: LRSchedulerCallable = lr_scheduler.ConstantLR,
+        further_teachers: list[EncoderSource] | None = None,
+        teacher_weights: list[float] | None = None,
+        widths: list[int] | None = None,
+        micro_batch_size: int | None = None,
+        compile: bool = False,
     ) -> None:
         """Initializes the module; no model is loaded yet.
 
@@ -63,9 +81,25 @@ class DistillationModule(ModelModule):
             normalize_teacher: Whether the teacher's embeddings pass a batch norm before the loss.
             optimizer: The optimizer to use.
             lr_scheduler: The learning rate scheduler to use, stepped after every optimizer step.
+            further_teachers: Teachers beside the first, each with a projector of its own.
+            teacher_weights: Weight of each teacher in the loss; None gives all the same.
+            widths: Smaller widths of the student's embedding that are distilled too (Matryoshka).
+            micro_batch_size: Tiles that go through the encoders at once; None takes all. Batch
+                norms and loss see the whole batch all the same: the student's forward pass is done
+                twice instead, and memory is that of the micro-batch.
+            compile: Whether to compile the encoders (`torch.compile`).
+
+        Raises:
+            UserError: `micro_batch_size` is below 1.
         """
         super().__init__()
-        self.teacher_source = teacher
+        if micro_batch_size is not None and micro_batch_size < 1:
+            raise UserError(f"`micro_batch_size` is {micro_batch_size}. Expected at least 1.")
+        self.teacher_sources = [teacher, *(further_teachers or [])]
+        self.teacher_weights = teacher_weights
+        self.widths = widths or []
+        self.micro_batch_size = micro_batch_size
+        self.compile_encoders = compile
         self.student_source = student
         self.loss = loss or LogSumLoss()
         self.view = view or AugmentedView()
@@ -75,16 +109,24 @@ class DistillationModule(ModelModule):
         # Checked by hand in `on_load_checkpoint`: the teacher is always missing.
         self.strict_loading = False
 
-        self.teacher: Encoder = None  # type: ignore[assignment]
+        self.teachers: nn.ModuleList = None  # type: ignore[assignment]
         self.student: Encoder = None  # type: ignore[assignment]
-        self.objective: Objective = None  # type: ignore[assignment]
+        self.objective: CombinedObjective = None  # type: ignore[assignment]
+        self.agreement = Agreement()
+        self.stop_wished = False
+        self.save_wished = False
         self.tiles_seen = 0
         self.finished = False
         self.alignment: dict[str, float] = {}
         self._network: dict[str, Any] = {}
-        self._encoders: tuple[EncoderRecord, EncoderRecord] | None = None
+        self._encoders: tuple[EncoderRecord, ...] | None = None
         self._seconds, self._since = 0.0, time.monotonic()
-        self._validation_embeddings: list[tuple[torch.Tensor, ...]] = []
+        self._validation_embeddings: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+
+    @property
+    def teacher(self) -> Encoder:
+        """The first teacher; None before `configure_model`."""
+        return self.teachers[0] if self.teachers is not None else None  # type: ignore
 
     @override
     def configure_model(self) -> None:
@@ -100,13 +142,17 @@ class DistillationModule(ModelModule):
             )
         # Now, and not when the run ends: what cannot be published is told.
         self._network = timm_config(self.student)
-        self.teacher = self.teacher_source.load().eval().requires_grad_(False)
-        _check(self.teacher, self.view.size)
-        self.objective = Objective(
+        teachers = [source.load().eval().requires_grad_(False) for source in self.teacher_sources]
+        for teacher in teachers:
+            _check(teacher, self.view.size)
+        self.teachers = nn.ModuleList(teachers)
+        self.objective = CombinedObjective(
             self.student.embedding_dim,
-            self.teacher.embedding_dim,
+            [teacher.embedding_dim for teacher in teachers],
             self.loss,
             self.normalize_teacher,
+            self.teacher_weights,
+            self.widths,
         )
 
     @override
@@ -120,8 +166,8 @@ class DistillationModule(ModelModule):
     @override
     def train(self, mode: bool = True) -> DistillationModule:
         super().train(mode)
-        if self.teacher is not None:
-            self.teacher.eval()
+        if self.teachers is not None:
+            self.teachers.eval()
         return self
 
     @override
@@ -130,55 +176,60 @@ class DistillationModule(ModelModule):
         return self.student(tensor)
 
     @override
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> torch.Tensor:
-        tiles = batch if isinstance(batch, torch.Tensor) else INPUT_BATCH(*batch).data
-        return self.view(tiles) if self.training else center_view(tiles, self.view.size)
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> INPUT_BATCH:
+        batch = INPUT_BATCH(batch) if isinstance(batch, torch.Tensor) else INPUT_BATCH(*batch)
+        if not self.training:
+            return batch._replace(data=center_view(batch.data, self.view.size))
+        # Seeded by what a checkpoint keeps: dropout, and views of tiles without a number, are those
+        # of an uninterrupted run, and differ between the devices.
+        place = (self.view.seed, self.tiles_seen, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
+        metadata = batch.metadata or {}
+        number = self.view.number(metadata.get("epoch", 0))
+        return batch._replace(data=self.view(batch.data, metadata.get("tile"), number))
 
     @override
-    def training_step(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+    def training_step(self, batch: INPUT_BATCH, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         # Counted here and not after the batch: a checkpoint is written before that.
-        self.tiles_seen += len(batch) * self.trainer.world_size
-        student, teacher = self._embed(batch)
-        loss = self.objective(student, teacher)
-        self.log("train/loss", loss, prog_bar=True)
-        group = self.optimizers().param_groups[0]
-        self.log_dict({"train/lr": group["lr"], "train/weight_decay": group["weight_decay"]})
+        self.tiles_seen += len(batch.data) * self.trainer.world_size
+        student, teachers = self._embed(batch.data)
+        loss = self.objective(
+            self._gather_rows(student), [self._gather_rows(teacher) for teacher in teachers]
+        )
+        self.log("train/loss", loss)
+        if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
+            group = self.optimizers().param_groups[0]
+            self.log_dict({"train/lr": group["lr"], "train/weight_decay": group["weight_decay"]})
+        self.agreement.exchange(
+            self.global_step, loss, self.stop_wished, self.save_wished, self.trainer.strategy.reduce
+        )
         return {"loss": loss}
 
     @override
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        super().on_train_batch_end(outputs, batch, batch_idx)
-        if not torch.isfinite(outputs["loss"]):
-            raise UserError(
-                f"The loss is {float(outputs['loss'])} at step {self.global_step}. Lower the "
-                "learning rate (LR_VALUE) or use a wider PRECISION; an earlier checkpoint is kept "
-                f"under {self.trainer.default_root_dir}."
-            )
-
-    @override
-    def validation_step(self, batch: torch.Tensor, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        student, teacher = self._embed(batch)
-        projected, target = self.objective.project(student, teacher)
-        self._validation_embeddings.append((student, teacher, projected, target))
+    def validation_step(self, batch: INPUT_BATCH, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        self._validation_embeddings.append(self._embed(batch.data))
         return None
 
     @override
     def on_validation_epoch_end(self) -> None:
-        parts = zip(*self._validation_embeddings, strict=True)
-        gathered = self.all_gather([torch.cat(part) for part in parts])
+        students, teachers = zip(*self._validation_embeddings, strict=True)
         self._validation_embeddings.clear()
-        student, teacher, projected, target = (part.flatten(0, -2).float() for part in gathered)
-        metrics = {
-            "val/cosine": torch.cosine_similarity(projected, target, dim=-1).mean(),
-            "val/cka": linear_cka(student, teacher),
-        }
+        student = self._gather_rows(torch.cat(students))
+        targets = [self._gather_rows(torch.cat(parts)) for parts in zip(*teachers, strict=True)]
+        metrics = {}
+        pairs = zip(targets, self.objective.project(student, targets), strict=True)
+        for number, (teacher, (projected, target)) in enumerate(pairs):
+            suffix = f"/teacher_{number + 1}" if number else ""
+            cosine = torch.cosine_similarity(projected, target, dim=-1).mean()
+            metrics[f"val/cosine{suffix}"] = cosine
+            metrics[f"val/cka{suffix}"] = linear_cka(student.float(), teacher.float())
         self.log_dict(metrics)
         self.alignment = {name: float(value) for name, value in metrics.items()}
         self.alignment["step"] = self.trainer.global_step
 
     @override
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        prefix = kwargs.get("prefix", "") + _TEACHER_PREFIX
+        prefix = kwargs.get("prefix", "") + _TEACHERS_PREFIX
         state = super().state_dict(*args, **kwargs)
         for key in [key for key in state if key.startswith(prefix)]:
             del state[key]
@@ -187,13 +238,17 @@ class DistillationModule(ModelModule):
     @override
     def on_fit_start(self) -> None:
         size = self.view.size
-        self._encoders = (record_encoder(self.teacher, size), record_encoder(self.student, size))
+        encoders = [self.student, *self._teachers()]
+        self._encoders = tuple(record_encoder(encoder, size) for encoder in encoders)
+        if self.compile_encoders:  # in place, after their FLOPs were counted
+            for encoder in encoders:
+                encoder.compile()
         self._since = time.monotonic()
 
     def record(self) -> RunRecord:
         """What the run knows of itself, from the start of the fit on."""
         assert self._encoders is not None
-        teacher, student = self._encoders
+        student, teacher, *further = self._encoders
         datasets = getattr(getattr(self.trainer, "datamodule", None), "datasets", None)
         describe = getattr(getattr(datasets, "train", None), "describe_cohort", dict)
         return RunRecord(
@@ -208,16 +263,22 @@ class DistillationModule(ModelModule):
             hardware=describe_hardware(self.device, self.trainer.world_size),
             cohort=describe(),
             alignment=self.alignment,
+            further_teachers=tuple(further),
         )
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint[KEY] = self.record().to_dict()
+        checkpoint[_LAST_STEP] = self.agreement.state_dict()
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         expected, given = (
-            {(name, value.shape) for name, value in state.items()}
+            {
+                (name, getattr(value, "shape", None))
+                for name, value in state.items()
+                if not name.endswith(_EXTRA)
+            }
             for state in (self.state_dict(), checkpoint["state_dict"])
         )
         if expected != given or KEY not in checkpoint:
@@ -227,20 +288,44 @@ class DistillationModule(ModelModule):
                 "configuration that wrote it."
             )
         record = checkpoint[KEY]
-        had, has = record["teacher"]["provenance"], self.teacher.provenance
-        if had["sha256"] != has.sha256:
-            raise UserError(
-                f"The checkpoint is of a run with another teacher: {had['source']} of sha256 "
-                f"{had['sha256']}, and now {has.source} of {has.sha256}. Resume with its teacher."
-            )
+        teachers = [record["teacher"], *record.get("further_teachers", ())]
+        for teacher, encoder in zip(teachers, self._teachers(), strict=True):
+            had, has = teacher["provenance"], encoder.provenance
+            if had["sha256"] != has.sha256:
+                raise UserError(
+                    f"The checkpoint is of a run with another teacher: {had['source']} of sha256 "
+                    f"{had['sha256']}, and now {has.source} of {has.sha256}. Resume with its "
+                    "teacher."
+                )
+        self.agreement.load_state_dict(checkpoint.get(_LAST_STEP))
         self.tiles_seen, self._seconds = record["tiles_seen"], record["seconds"]
         self.alignment = dict(record["alignment"])
 
-    def _embed(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Student (B, student_dim) and teacher (B, teacher_dim) embeddings of the same images."""
-        with torch.no_grad():
-            teacher = self.teacher(images)
-        return self.student(images), teacher
+    def _embed(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Embeddings of the same images: student (B, student_dim), teachers (B, teacher_dim)."""
+        parts = images.split(self.micro_batch_size or len(images))
+        teachers = [
+            torch.cat([_embed_frozen(teacher, part) for part in parts])
+            for teacher in self._teachers()
+        ]
+        if len(parts) == 1 or not torch.is_grad_enabled():
+            return torch.cat([self.student(part) for part in parts]), teachers
+        students = [recompute(self.student, part, use_reentrant=False) for part in parts]
+        return torch.cat(students), teachers
+
+    def _teachers(self) -> list[Encoder]:
+        return list(self.teachers)  # type: ignore[arg-type]
+
+    def _gather_rows(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Embeddings of all devices, (devices * B, D), through which gradients flow back."""
+        return self.all_gather(embeddings, sync_grads=True).flatten(0, -2)
+
+
+def _embed_frozen(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
+    """Embeddings (B, D) of an encoder that does not learn."""
+    with torch.inference_mode():
+        embeddings = encoder(images)
+    return embeddings.clone()  # one that autograd may keep
 
 
 def _check(encoder: Encoder, view_size: int) -> None:

@@ -66,9 +66,9 @@ class DistillationProgressBar(ProgressBar):
         self._since = (now, tiles)
         tiles_per_second = (tiles - tiles_then) / max(now - then, 1e-9)
         pl_module.log("train/tiles_per_second", tiles_per_second, rank_zero_only=True)
-        self._bar.set_postfix_str(
-            f"loss={float(outputs['loss']):.3f}, {tiles_per_second:.0f} tiles/s", refresh=False
-        )
+        known = pl_module.agreement.known  # of the step before: nothing waits for the device
+        loss = f"loss={known.loss:.3f}, " if known is not None else ""
+        self._bar.set_postfix_str(f"{loss}{tiles_per_second:.0f} tiles/s", refresh=False)
         self._bar.update(trainer.global_step - self._bar.n)
 
     @override

@@ -51,6 +51,7 @@ class RunRecord:
         hardware: The devices, e.g. `2 x NVIDIA H200`.
         cohort: `tiles`, and where known `slides` and `centres` (slides of each).
         alignment: `val/cosine`, `val/cka` and the `step` they were measured at; may be empty.
+        further_teachers: The teachers beside the first, where there are several.
     """
 
     teacher: EncoderRecord
@@ -64,6 +65,12 @@ class RunRecord:
     hardware: str = ""
     cohort: dict[str, Any] = dataclasses.field(default_factory=dict)
     alignment: dict[str, float] = dataclasses.field(default_factory=dict)
+    further_teachers: tuple[EncoderRecord, ...] = ()
+
+    @property
+    def teachers(self) -> tuple[EncoderRecord, ...]:
+        """All teachers."""
+        return (self.teacher, *self.further_teachers)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, which a checkpoint keeps and PyTorch reads without running code."""
@@ -83,16 +90,23 @@ class RunRecord:
         try:
             values = dict(checkpoint[KEY])
             for role in ("teacher", "student"):
-                part = dict(values[role])
-                part["provenance"] = Provenance(**part["provenance"])
-                part["input_size"] = tuple(part["input_size"])
-                values[role] = EncoderRecord(**part)
+                values[role] = _rebuild(values[role])
+            values["further_teachers"] = tuple(
+                _rebuild(part) for part in values.get("further_teachers", ())
+            )
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise UserError(
                 f"{source} is no checkpoint of a distillation by this version ({error!r}). "
                 "Expected checkpoints/last.ckpt of a run of g2l_plugin.KDTrainer."
             ) from error
+
+
+def _rebuild(values: dict[str, Any]) -> EncoderRecord:
+    parts = dict(values)
+    parts["provenance"] = Provenance(**parts["provenance"])
+    parts["input_size"] = tuple(parts["input_size"])
+    return EncoderRecord(**parts)
 
 
 def record_encoder(encoder: Encoder, size: int) -> EncoderRecord:

@@ -64,7 +64,7 @@ class CosineSchedule(lr_scheduler.LRScheduler):
 
 
 class LossEarlyStopping(pl.Callback):
-    """Ends the run when the loss has exceeded its own moving average too often.
+    """Ends the run when the loss has exceeded its own moving average too often, one step later.
 
     The run ends when the current loss has been above the mean of the last `window` iterations'
     losses more than `max_exceedances` times, counted from the first full window.
@@ -95,14 +95,14 @@ class LossEarlyStopping(pl.Callback):
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,
-        pl_module: pl.LightningModule,
+        pl_module: Any,
         outputs: Any,
         batch: Any,
         batch_idx: int,
     ) -> None:
-        # Every rank must count the same, or some would wait for ranks that have stopped.
-        loss = trainer.strategy.reduce(outputs["loss"].detach(), reduce_op="mean")
-        if self.exceeds(float(loss)):
+        # Of the step before, the same on every rank: some would wait for ranks that have stopped.
+        known = pl_module.agreement.known
+        if known is not None and self.exceeds(known.loss):
             logger.info(
                 f"Early stop at step {trainer.global_step}: the loss exceeded the mean of its last "
                 f"{self.window} iterations {self.exceedances} times."

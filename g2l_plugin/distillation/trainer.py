@@ -13,6 +13,7 @@ from loguru import logger
 from rich.console import Console
 from typing_extensions import override
 
+from g2l_plugin.distillation.guard import LossGuard
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import write_text
@@ -53,7 +54,11 @@ class KDTrainer(Trainer):
                 does not come to write its results.json.
             kwargs: Keyword arguments of `eva.Trainer`.
         """
-        super().__init__(*args, **kwargs)
+        callbacks = kwargs.pop("callbacks", None) or []
+        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
+        if not any(isinstance(callback, LossGuard) for callback in callbacks):
+            callbacks = [*callbacks, LossGuard()]
+        super().__init__(*args, callbacks=callbacks, **kwargs)
         self.resume_from = resume_from
         self.benchmark_config = benchmark_config
         self.cancer = cancer

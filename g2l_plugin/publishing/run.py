@@ -90,7 +90,10 @@ def publish_run(
     config = _read_yaml(run_folder / TRAINING_CONFIG)
     evaluation = _read_json(run_folder / REPORT_FILE)
     settled = license_of(
-        [("teacher", record.teacher.provenance), ("start", record.student.provenance)]
+        [
+            *(("teacher", teacher.provenance) for teacher in record.teachers),
+            ("start", record.student.provenance),
+        ]
     )
     if license:
         settled = dataclasses.replace(settled, identifier=license)
@@ -108,7 +111,7 @@ def publish_run(
         card=render_card(facts),
         license=settled.identifier,
         metadata={
-            "teacher": record.teacher.provenance.describe(),
+            "teacher": "; ".join(teacher.provenance.describe() for teacher in record.teachers),
             "start": record.student.provenance.describe(),
             "step": str(record.step),
         },

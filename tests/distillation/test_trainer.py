@@ -204,7 +204,7 @@ def test_a_run_resumed_within_an_epoch_sees_the_tiles_that_it_has_not_seen(
     step = DistillationModule.training_step
 
     def spy(self, batch, *args, **kwargs):
-        seen.append(batch.clone())
+        seen.append(batch.data.clone())
         return step(self, batch, *args, **kwargs)
 
     monkeypatch.setattr(DistillationModule, "training_step", spy)
