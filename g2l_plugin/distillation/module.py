@@ -264,6 +264,7 @@ class DistillationModule(ModelModule):
             cohort=describe(),
             alignment=self.alignment,
             further_teachers=tuple(further),
+            widths=tuple(self.widths),
         )
 
     @override

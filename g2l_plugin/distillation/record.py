@@ -52,6 +52,7 @@ class RunRecord:
         cohort: `tiles`, and where known `slides` and `centres` (slides of each).
         alignment: `val/cosine`, `val/cka` and the `step` they were measured at; may be empty.
         further_teachers: The teachers beside the first, where there are several.
+        widths: Prefixes of the student's embedding that were distilled by themselves too.
     """
 
     teacher: EncoderRecord
@@ -66,6 +67,7 @@ class RunRecord:
     cohort: dict[str, Any] = dataclasses.field(default_factory=dict)
     alignment: dict[str, float] = dataclasses.field(default_factory=dict)
     further_teachers: tuple[EncoderRecord, ...] = ()
+    widths: tuple[int, ...] = ()
 
     @property
     def teachers(self) -> tuple[EncoderRecord, ...]:
@@ -94,6 +96,7 @@ class RunRecord:
             values["further_teachers"] = tuple(
                 _rebuild(part) for part in values.get("further_teachers", ())
             )
+            values["widths"] = tuple(values.get("widths", ()))
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise UserError(

@@ -73,7 +73,8 @@ def render_card(facts: CardFacts) -> str:
 
 
 def _metadata(facts: CardFacts) -> ModelCardData:
-    start, teacher = facts.record.student.provenance, facts.record.teacher.provenance
+    start = facts.record.student.provenance
+    teachers = [teacher.provenance.source for teacher in facts.record.teachers]
     from_hub = start.pretrained and start.source.startswith("hf-hub:")
     results = [
         EvalResult(
@@ -112,7 +113,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         tags=[*tags, *([facts.cancer] if facts.cancer else [])],
         model_name="OWNER/NAME" if results else None,
         eval_results=results or None,
-        teacher=teacher.source,
+        teacher=teachers[0] if len(teachers) == 1 else teachers,
     )
 
 

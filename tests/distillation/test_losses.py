@@ -83,7 +83,15 @@ def test_similarity_kl_remembers_the_newest_teachers_up_to_its_size():
     loss.eval()
     loss(student, teacher)
     assert loss.queue is before
-    assert "queue" not in loss.state_dict()
+
+
+def test_similarity_kls_queue_goes_on_from_a_checkpoint(tmp_path):
+    first, resumed = SimilarityKLLoss(queue_size=8), SimilarityKLLoss(queue_size=8)
+    first(*batches())
+    torch.save(first.state_dict(), tmp_path / "state.ckpt")
+    resumed.load_state_dict(torch.load(tmp_path / "state.ckpt", weights_only=True))
+    assert torch.equal(resumed.queue, first.queue)
+    assert torch.equal(resumed(*batches(seed=1)), first(*batches(seed=1)))
 
 
 @pytest.mark.parametrize("loss_class", LOSSES)

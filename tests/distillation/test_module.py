@@ -190,3 +190,49 @@ def test_a_teacher_may_be_wider_and_of_another_precision(make_module, tmp_path):
     loss = module.objective(student, target)
     loss.backward()
     assert loss.dtype == torch.float32 and torch.isfinite(loss)
+
+
+def test_micro_batches_give_the_gradient_of_the_whole_batch(make_module):
+    whole, parts = make_module(), make_module(micro_batch_size=3)
+    for module in (whole, parts):
+        torch.manual_seed(0)
+        module.configure_model()
+        module.train()
+    images = torch.rand(8, 3, 32, 32)
+    sizes = []
+    parts.student.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
+    losses = []
+    for module in (whole, parts):
+        loss = module.objective(*module._embed(images))
+        loss.backward()
+        losses.append(loss)
+    torch.testing.assert_close(losses[1], losses[0])
+    assert sizes[:3] == [3, 3, 2] and sorted(sizes[3:]) == [2, 3, 3]  # forward, then again
+    gradients = {name: p.grad for name, p in whole.named_parameters() if p.grad is not None}
+    assert gradients
+    for name, parameter in parts.named_parameters():
+        if name in gradients:
+            torch.testing.assert_close(parameter.grad, gradients[name], msg=name)
+
+
+def test_a_micro_batch_holds_a_tile(make_module):
+    with pytest.raises(UserError, match="`micro_batch_size` is 0"):
+        make_module(micro_batch_size=0)
+
+
+def test_several_teachers_have_a_projector_each(make_module, tmp_path):
+    other = EncoderSource(f"local-dir:{save_tiny_model(tmp_path / 'other')}")
+    module = make_module(further_teachers=[other], teacher_weights=[2, 1], widths=[16])
+    module.configure_model()
+    student, teachers = module._embed(torch.rand(8, 3, 32, 32))
+    assert [teacher.shape[1] for teacher in teachers] == [
+        module.teacher.embedding_dim,
+        other.load().embedding_dim,
+    ]
+    module.objective(student, teachers).backward()
+    shapes = [
+        [tuple(part.projector.weight.shape) for part in nested] for nested in module.objective.parts
+    ]
+    assert shapes == [[(t.shape[1], 16), (t.shape[1], 32)] for t in teachers]
+    assert all(p.grad.abs().sum() > 0 for p in module.objective.parameters())
+    assert all(p.grad is None for p in module.teachers.parameters())

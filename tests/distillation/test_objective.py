@@ -1,7 +1,9 @@
+import pytest
 import torch
 
-from g2l_plugin.distillation.losses import LogSumLoss
-from g2l_plugin.distillation.objective import Objective
+from g2l_plugin.distillation.losses import LogSumLoss, SimilarityKLLoss
+from g2l_plugin.distillation.objective import CombinedObjective, Objective
+from g2l_plugin.errors import UserError
 
 
 def test_both_sides_are_normalised_over_the_batch():
@@ -39,3 +41,47 @@ def test_half_precision_embeddings_are_compared_in_full():
     assert loss.dtype == torch.float32
     expected = objective(student.bfloat16().float(), teacher.bfloat16().float())
     torch.testing.assert_close(loss, expected)
+
+
+def test_one_teacher_and_one_width_is_the_papers_objective():
+    torch.manual_seed(0)
+    combined = CombinedObjective(6, [10], LogSumLoss())
+    student, teacher = torch.randn(8, 6), torch.randn(8, 10)
+    expected = combined.parts[0][0](student, teacher)
+    assert torch.equal(combined(student, [teacher]), expected)
+
+
+def test_every_teacher_counts_by_its_weight_and_every_width_the_same():
+    torch.manual_seed(0)
+    combined = CombinedObjective(6, [10, 7], LogSumLoss(), teacher_weights=[3, 1], widths=[4, 2])
+    assert combined.widths == [2, 4, 6]
+    student, teachers = torch.randn(8, 6), [torch.randn(8, 10), torch.randn(8, 7)]
+    parts = [
+        weight / 3 * combined.parts[teacher][nested](student[:, :width], teachers[teacher])
+        for teacher, weight in ((0, 0.75), (1, 0.25))
+        for nested, width in enumerate((2, 4, 6))
+    ]
+    torch.testing.assert_close(combined(student, teachers), sum(parts))
+    (first, target), _ = combined.project(student, teachers)
+    assert first.shape == target.shape == (8, 10)
+
+
+def test_queues_of_teachers_are_not_shared():
+    combined = CombinedObjective(6, [10, 7], SimilarityKLLoss(queue_size=8))
+    combined(torch.randn(8, 6), [torch.randn(8, 10), torch.randn(8, 7)])
+    assert [part[0].loss.queue.shape[1] for part in combined.parts] == [10, 7]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"teacher_weights": [1.0]}, "`teacher_weights` is .*there are 2 teachers"),
+        ({"teacher_weights": [1.0, 0.0]}, "one weight above 0 for each"),
+        ({"widths": [6]}, "`widths` is .*below the width of the student's embedding, 6"),
+        ({"widths": [2, 2]}, "different numbers"),
+        ({"widths": [0]}, "different numbers"),
+    ],
+)
+def test_weights_and_widths_that_make_no_sense_are_told(options, message):
+    with pytest.raises(UserError, match=message):
+        CombinedObjective(6, [10, 7], LogSumLoss(), **options)

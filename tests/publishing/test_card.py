@@ -155,3 +155,22 @@ def test_nothing_is_claimed_that_was_not_measured():
     assert "Nothing yet." in text and "random weights" in text and "Not yet trained." in text
     assert "hours on" not in text and "Published figures" not in text
     assert data.base_model is None and data.eval_results is None
+
+
+def test_every_teacher_and_every_width_is_named():
+    other = dataclasses.replace(
+        RECORD.teacher, provenance=Provenance("hf-hub:org/other", license="cc-by-4.0")
+    )
+    record = dataclasses.replace(
+        RECORD,
+        further_teachers=(other,),
+        widths=(256, 512),
+        alignment=RECORD.alignment | {"val/cka/teacher_2": 0.71, "val/cosine/teacher_2": 0.62},
+    )
+    card = render_card(dataclasses.replace(FACTS, record=record))
+    text = " ".join(card.split())
+    assert ModelCard(card).data.to_dict()["teacher"] == ["hf-hub:org/teacher", "hf-hub:org/other"]
+    assert "| teacher 2 | hf-hub:org/other" in text and "| its licence | cc-by-4.0 |" in text
+    assert "Each of 2 teachers has a projector" in text
+    assert "The first 256, 512 features were distilled by themselves too" in text
+    assert "0.8765. Teacher 2: 0.7100 and 0.6200." in text

@@ -1,0 +1,91 @@
+"""Trains a tiny student for some steps on one or several devices (processes); run by a test.
+
+Run: python two_devices.py DEVICES TEACHER OUT
+"""
+
+import sys
+
+import lightning.pytorch as pl
+import torch
+from eva.core.models.modules.typings import INPUT_BATCH
+from helpers import TINY
+from safetensors.torch import save_file
+from torch.utils.data import DataLoader, Dataset
+
+from g2l_plugin.distillation.module import DistillationModule
+from g2l_plugin.distillation.schedule import CosineSchedule, LossEarlyStopping
+from g2l_plugin.encoders.load import EncoderSource
+from g2l_plugin.slides.views import AugmentedView
+
+_TILES_IN_STEP = 12
+
+
+class Batches(Dataset):
+    """Each device's rows of the batch of each step: together always the same tiles."""
+
+    def __init__(self, rank, devices):
+        generator = torch.Generator().manual_seed(1)
+        tiles = torch.randint(0, 256, (72, 3, 40, 40), dtype=torch.uint8, generator=generator)
+        rows = _TILES_IN_STEP // devices
+        first = rank * rows
+        self.batches = [
+            INPUT_BATCH(
+                tiles[start + first : start + first + rows],
+                metadata={"tile": torch.arange(start + first, start + first + rows), "epoch": 0},
+            )
+            for start in range(0, len(tiles), _TILES_IN_STEP)
+        ]
+
+    def __len__(self):
+        return len(self.batches)
+
+    def __getitem__(self, index):
+        return self.batches[index]
+
+
+class Losses(pl.Callback):
+    def __init__(self):
+        self.values = []
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.values.append(outputs["loss"].detach())
+
+
+class Data(pl.LightningDataModule):
+    def train_dataloader(self):
+        batches = Batches(self.trainer.global_rank, self.trainer.world_size)
+        return DataLoader(batches, batch_size=None)
+
+
+def main(devices, teacher, out):
+    torch.manual_seed(0)
+    losses = Losses()
+    trainer = pl.Trainer(
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        max_steps=20,
+        callbacks=[losses, LossEarlyStopping(window=3, max_exceedances=2)],
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+    )
+    module = DistillationModule(
+        teacher=EncoderSource(f"local-dir:{teacher}"),
+        student=EncoderSource("timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY),
+        view=AugmentedView(32),
+        optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
+        lr_scheduler=lambda o: CosineSchedule(o, T_max=20),
+        widths=[16],
+    )
+    trainer.fit(module, datamodule=Data())
+    state = {f"weights/{k}": v for k, v in module.state_dict().items() if torch.is_tensor(v)}
+    state["losses"] = torch.stack(losses.values)
+    state["tiles_seen"] = torch.tensor(module.tiles_seen)
+    save_file(state, f"{out}_{devices}_{trainer.global_rank}.safetensors")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
