@@ -4,9 +4,12 @@ import json
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 import textwrap
+import threading
+import time
 from pathlib import Path
 
 import tifffile
@@ -82,8 +85,11 @@ def save_own_code(folder: Path) -> Path:
     return folder
 
 
-def run_eva(command, config, cwd, **environment):
-    """Runs eva's console script on a config; returns the finished process."""
+def run_eva(command, config, cwd, interrupt=None, **environment):
+    """Runs eva's console script on a config; returns the finished process.
+
+    With a function as `interrupt` the process is sent SIGTERM once that returns something.
+    """
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -92,14 +98,30 @@ def run_eva(command, config, cwd, **environment):
         "ACCELERATOR": "cpu",
         **{name: str(value) for name, value in environment.items()},
     }
-    return subprocess.run(
+    process = subprocess.Popen(
         [EVA, command, "--config", config],
         cwd=cwd,
         env=environment,
-        capture_output=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=600,
     )
+    if interrupt is not None:
+        threading.Thread(target=_terminate_when, args=(process, interrupt), daemon=True).start()
+    try:
+        output = process.communicate(timeout=600)
+    except BaseException:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
+
+
+def _terminate_when(process, condition):
+    while process.poll() is None:
+        if condition():
+            process.send_signal(signal.SIGTERM)
+            return
+        time.sleep(0.05)
 
 
 def run_g2l(*arguments, **environment):

@@ -147,7 +147,7 @@ def test_evas_command_line_knows_the_trainer_and_the_module():
     """As known subclasses in `eva fit --help`, and by their bare names in `--trainer.help`."""
     commands = {
         ("fit", "--help"): ["g2l_plugin.KDTrainer", "g2l_plugin.DistillationModule"],
-        ("fit", "--trainer.help=KDTrainer"): ["--trainer.resume_from"],
+        ("fit", "--trainer.help=KDTrainer"): ["--trainer.resume"],
     }
     for number, (arguments, expected) in enumerate(commands.items()):
         program = [sys.executable, "-m", "eva"] if number else [str(EVA)]

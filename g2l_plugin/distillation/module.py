@@ -245,6 +245,17 @@ class DistillationModule(ModelModule):
                 encoder.compile()
         self._since = time.monotonic()
 
+    @override
+    def on_train_start(self) -> None:
+        steps = self.all_gather(torch.tensor(self.global_step, device=self.device))
+        if (steps != self.global_step).any():
+            raise UserError(
+                f"The devices resume at different steps: {sorted(set(steps.flatten().tolist()))}. "
+                "Expected a folder of runs that all machines share (OUTPUT_ROOT)."
+            )
+        if self.finished:  # only what comes after is left to do
+            self.trainer.should_stop = True
+
     def record(self) -> RunRecord:
         """What the run knows of itself, from the start of the fit on."""
         assert self._encoders is not None

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
-import os
+import contextlib
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
+import yaml
 from eva.core.trainers import Trainer
+from eva.core.trainers.functional import run_evaluation
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins import CheckpointIO
 from loguru import logger
 from rich.console import Console
 from typing_extensions import override
 
+from g2l_plugin.distillation.checkpoint_io import (
+    LAST,
+    AtomicCheckpointIO,
+    find_damage,
+    newest_whole,
+)
 from g2l_plugin.distillation.guard import LossGuard
 from g2l_plugin.distillation.module import DistillationModule
+from g2l_plugin.distillation.record import KEY
+from g2l_plugin.distillation.resume import CONFIG, find_session, sole_process, submitted_config
+from g2l_plugin.distillation.run_checkpoint import save_jointly
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import write_text
 from g2l_plugin.publishing.options import UploadOptions
@@ -24,42 +37,60 @@ STUDENT_FOLDER = "student"
 """Name of the published folder in the run's folder."""
 
 
+AUTO = "auto"
+"""Value of `resume` that goes on with the newest unfinished run of the same configuration."""
+
+
 class KDTrainer(Trainer):
     """Fits a `DistillationModule`, then writes its student into the run's folder.
 
     A run that ends, by its steps or by early stopping, leaves
     `<default_root_dir>/<session>/run_<n>/student`, a folder that plain timm loads, and prints where
-    it is and the command that benchmarks it. `resume_from` goes on from a checkpoint.
+    it is and the command that benchmarks it. A run that was cut short goes on with `resume`.
     """
+
+    _session_id: str
 
     def __init__(
         self,
         *args: Any,
-        resume_from: str | None = None,
+        resume: str | None = None,
         benchmark_config: str = "configs/benchmarks/demo.yaml",
         cancer: str | None = None,
         publish: UploadOptions | None = None,
+        callbacks: Any = None,
+        plugins: Any = None,
         **kwargs: Any,
     ) -> None:
         """Initializes the trainer.
 
         Args:
             args: Positional arguments of `eva.Trainer`.
-            resume_from: Checkpoint to go on from: weights, optimizer, schedule, step and early
-                stop are restored. None starts anew.
+            resume: Where to go on: weights, optimizer, schedule, place in the data and early stop
+                are restored. `auto` takes the newest session in `default_root_dir` that has the
+                same `model` and `data` and has not come to its end, in its own folder, from its
+                newest checkpoint that is not damaged, and starts anew where there is none. A path
+                goes on from that checkpoint, in a new session. None starts anew.
             benchmark_config: eva config named in the benchmark command that is printed at the end.
             cancer: The cancer that the slides are of, e.g. `breast`, for the model card.
             publish: Where the student goes on the Hub at the end; nowhere without a `repo_id`. When
                 that fails, checkpoints and student are in the run's folder all the same, but eva
                 does not come to write its results.json.
+            callbacks: As in `eva.Trainer`; a `LossGuard` is added where there is none.
+            plugins: As in `eva.Trainer`; checkpoints are written by `AtomicCheckpointIO` where
+                there is no other.
             kwargs: Keyword arguments of `eva.Trainer`.
         """
-        callbacks = kwargs.pop("callbacks", None) or []
-        callbacks = callbacks if isinstance(callbacks, list) else [callbacks]
-        if not any(isinstance(callback, LossGuard) for callback in callbacks):
-            callbacks = [*callbacks, LossGuard()]
-        super().__init__(*args, callbacks=callbacks, **kwargs)
-        self.resume_from = resume_from
+        # Before eva's own: it makes the session's folder already.
+        self.resume = resume
+        self._run_id: int | None = None
+        self._searched = False
+        super().__init__(
+            *args,
+            callbacks=_with_default(callbacks, LossGuard, LossGuard),
+            plugins=_with_default(plugins, CheckpointIO, AtomicCheckpointIO),
+            **kwargs,
+        )
         self.benchmark_config = benchmark_config
         self.cancer = cancer
         self.publish = publish or UploadOptions()
@@ -68,26 +99,46 @@ class KDTrainer(Trainer):
         self._benchmark_command = ""
 
     @override
+    def init_logger_run(self, run_id: int | None) -> None:
+        if self.resume == AUTO and not self._searched:
+            self._searched = True  # once: copies for each run are of the same session
+            root = Path(self.default_root_dir)
+            self._session_id = find_session(root, submitted_config()) or self._session_id
+        self._run_id = run_id
+        super().init_logger_run(run_id)
+
+    @override
+    def run_evaluation_session(self, model: Any, datamodule: Any) -> None:
+        if self.is_global_zero:
+            super().run_evaluation_session(model, datamodule)
+        else:  # the same, without eva's recorder: it would write on every device
+            for run_id in range(self.n_runs):
+                run_evaluation(self, model, datamodule, run_id=run_id)
+
+    @override
     def fit(self, model: DistillationModule, *args: Any, **kwargs: Any) -> None:
         """Fits the module and publishes its student; takes what `lightning.Trainer.fit` takes.
 
         Raises:
-            UserError: The checkpoint to resume from does not exist.
+            UserError: The checkpoint to resume from does not exist or is damaged, or another
+                process trains this session.
         """
-        if self.resume_from is not None:
-            if not os.path.isfile(self.resume_from):
-                raise UserError(
-                    f"There is no checkpoint {self.resume_from} to resume from. Set `resume_from` "
-                    "(RESUME_FROM) to a .ckpt file under checkpoints/ of an earlier run."
-                )
+        checkpoint = self._find_checkpoint()
+        if checkpoint is not None:
+            logger.info(f"Goes on from {checkpoint}. RESUME=null starts anew.")
             # Only tensors and plain values are read: a checkpoint may come from elsewhere.
-            kwargs = {"ckpt_path": self.resume_from, "weights_only": True} | kwargs
-        super().fit(model, *args, **kwargs)
-        if self.state.finished:
-            run_folder = Path(self.log_dir).resolve()  # devices agree on it: all must ask
-            self._report_lost_tiles(run_folder)
-            model.finished = True
-            self._publish(self._save_last_checkpoint(run_folder), run_folder)
+            kwargs = {"ckpt_path": str(checkpoint), "weights_only": True} | kwargs
+            model.finished = self.resume == AUTO and _is_finished(checkpoint)
+        session = Path(self.default_log_dir)
+        with sole_process(session) if self.is_global_zero else contextlib.nullcontext():
+            if self.is_global_zero:
+                self._keep_config()
+            super().fit(model, *args, **kwargs)
+            if self.state.finished:
+                run_folder = Path(self.log_dir).resolve()  # devices agree on it: all must ask
+                self._report_lost_tiles(run_folder)
+                model.finished = True
+                self._publish(self._save_last_checkpoint(run_folder), run_folder)
 
     @override
     def finish_logger_run(self, run_id: int | None) -> None:
@@ -98,15 +149,45 @@ class KDTrainer(Trainer):
         if self._upload_error is not None:
             raise self._upload_error
 
+    @property
+    def _run_folder(self) -> Path:
+        """The run's folder, on the device that writes and, in a resumed session, on all."""
+        return Path(self.default_log_dir) / ("" if self._run_id is None else f"run_{self._run_id}")
+
+    def _find_checkpoint(self) -> Path | None:
+        if self.resume is None:
+            return None
+        if self.resume == AUTO:
+            return newest_whole(self._run_folder)
+        path = Path(self.resume)
+        if not path.is_file():
+            raise UserError(
+                f"There is no checkpoint {path} to resume from. Set `resume` (RESUME) to a .ckpt "
+                "file under checkpoints/ of an earlier run, or to `auto`."
+            )
+        if (damage := find_damage(path)) is not None:
+            raise UserError(
+                f"The checkpoint {path} is damaged ({damage}). Set `resume` (RESUME) to another in "
+                "its folder, or to `auto`."
+            )
+        return path
+
+    def _keep_config(self) -> None:
+        """Writes the configuration into the run's folder, as eva does on a single device."""
+        path, config = self._run_folder / CONFIG, submitted_config()
+        if config is not None and not path.exists():
+            write_text(path, yaml.dump(config, sort_keys=False))
+
     def _save_last_checkpoint(self, run_folder: Path) -> Path:
         """Brings last.ckpt up to the last step: what is published is what is validated after."""
-        path = run_folder / "checkpoints" / "last.ckpt"
+        path = run_folder / "checkpoints" / LAST
         for callback in self.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.save_last:
                 name = callback.CHECKPOINT_NAME_LAST + callback.FILE_EXTENSION
                 path = Path(str(callback.dirpath)) / name
                 callback.last_model_path = str(path)
-        self.save_checkpoint(path)
+        if (error := save_jointly(self, path)) is not None:
+            raise UserError(f"{error} Then run the same command again: it goes on (`resume: auto`)")
         return path
 
     def _report_lost_tiles(self, run_folder: Path) -> None:
@@ -150,3 +231,14 @@ class KDTrainer(Trainer):
             f"Load:      timm.create_model({f'local-dir:{self.student_folder}'!r}, pretrained=True)"
         )
         print(f"Benchmark: {self._benchmark_command}", flush=True)
+
+
+def _with_default(given: Any, kind: type, make: Any) -> list[Any]:
+    """What was given, as a list, with one of a kind."""
+    parts = list(given) if isinstance(given, list | tuple) else [given] if given else []
+    return parts if any(isinstance(part, kind) for part in parts) else [*parts, make()]
+
+
+def _is_finished(checkpoint: Path) -> bool:
+    values = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    return bool(values.get(KEY, {}).get("finished"))

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 import yaml
 
+from g2l_plugin.distillation.checkpoint_io import LAST, list_checkpoints
 from g2l_plugin.distillation.record import RunRecord
 from g2l_plugin.errors import UserError
 from g2l_plugin.evaluation.report import REPORT_FILE
@@ -20,7 +21,6 @@ from g2l_plugin.publishing.hub import upload_student
 from g2l_plugin.publishing.licenses import StudentLicense, license_of
 from g2l_plugin.publishing.options import UploadOptions
 
-_LAST = Path("checkpoints") / "last.ckpt"
 _STUDENT = "student.model."
 
 
@@ -40,7 +40,7 @@ class Published:
 
 
 def find_checkpoint(run: Path) -> Path:
-    """The checkpoint of a run.
+    """The newest checkpoint of a run: the last where it has ended.
 
     Args:
         run: A checkpoint, the folder of a run (`.../run_0`) or that of its session.
@@ -51,11 +51,12 @@ def find_checkpoint(run: Path) -> Path:
     run = run.expanduser()
     if run.is_file():
         return run
-    for candidate in (run / _LAST, *sorted(run.glob(f"run_*/{_LAST}"))):
-        if candidate.is_file():
-            return candidate
+    for folder in (run, *sorted(run.glob("run_*"))):
+        if checkpoints := list_checkpoints(folder):
+            return checkpoints[0]
     raise UserError(
-        f"There is no {run / _LAST}. Expected the folder of a run (.../run_0), or a checkpoint."
+        f"There is no {run / 'checkpoints' / LAST}. Expected the folder of a run (.../run_0), or a "
+        "checkpoint."
     )
 
 
@@ -79,7 +80,7 @@ def publish_run(
     if not record.finished and not run.expanduser().is_file():
         raise UserError(
             f"{run} has not come to its end (step {record.step:,}). Resume it "
-            f"(RESUME_FROM={path}), or publish what there is: g2l publish {path}"
+            f"(`resume: auto`, or RESUME={path}), or publish what there is: g2l publish {path}"
         )
     state = {
         name.removeprefix(_STUDENT): value

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
-from collections.abc import Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed
 from eva.core.models.modules.typings import INPUT_BATCH
+from loguru import logger
 from torch.utils.data import DataLoader
 
 from g2l_plugin.errors import UserError
@@ -56,9 +59,11 @@ class TileLoader:
         self._buffer_tiles = buffer_tiles
         self._seed = seed
         self._reads = _Reads()
+        own = worker_options.pop("worker_init_fn", None)
         self._reader: DataLoader = DataLoader(
             dataset,
             batch_sampler=self._reads,  # type: ignore[arg-type]
+            worker_init_fn=functools.partial(_start_worker, own),
             **worker_options,
         )
         self._place = {"epoch": 0, "batches": 0}
@@ -77,12 +82,24 @@ class TileLoader:
             self._next = {"epoch": epoch, "batches": 0}
 
     def state_dict(self) -> dict[str, int]:
-        """The epoch, and how many of its batches were yielded on each device."""
-        return dict(self._place)
+        """The epoch, and how many of its batches were yielded on each of how many devices."""
+        return self._place | {"devices": _devices()[1]}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Has the next epoch be that one, after those batches."""
-        self._place = self._next = dict(state)
+        """Has the next epoch be that one, after those batches.
+
+        The order depends on the number of devices: with another, the epoch goes on after as many
+        tiles, but some come twice and some not at all.
+        """
+        devices = _devices()[1]
+        before = state.get("devices", devices)
+        if before != devices:
+            logger.warning(
+                f"The run had {before} devices and has {devices}: the rest of this epoch is not in "
+                "the order that it would have had."
+            )
+        batches = state["batches"] * before // devices
+        self._place = self._next = {"epoch": state["epoch"], "batches": batches}
         self._resumed = True
 
     def __len__(self) -> int:
@@ -153,6 +170,13 @@ class _Reads:
 
     def __iter__(self) -> Iterator[list[int]]:
         return (block.tolist() for block in self.blocks)
+
+
+def _start_worker(own: Callable[[int], None] | None, worker: int) -> None:
+    """Keeps signals to the run's whole process group, as Ctrl-C, from what reads its tiles."""
+    os.setpgrp()  # the run ends its workers itself, after a checkpoint
+    if own is not None:
+        own(worker)
 
 
 def _next_block(blocks: Iterator[torch.Tensor]) -> torch.Tensor:

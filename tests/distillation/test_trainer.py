@@ -7,13 +7,13 @@ import timm
 import torch
 from eva.core import DataLoader, DataloadersSchema, DataModule, DatasetsSchema, Interface
 from helpers import TINY, WIDER, damage, save_tiny_model
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import Dataset
 
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.progress import DistillationProgressBar
+from g2l_plugin.distillation.run_checkpoint import RunCheckpoint
 from g2l_plugin.distillation.schedule import CosineSchedule, LossEarlyStopping
 from g2l_plugin.distillation.trainer import KDTrainer
 from g2l_plugin.encoders.encoder import Encoder
@@ -73,7 +73,7 @@ def make_run(tmp_path):
             logger=[TensorBoardLogger(str(tmp_path / "logs"), name="")],
             callbacks=[
                 DistillationProgressBar(1),
-                ModelCheckpoint(save_last=True, every_n_train_steps=2),
+                RunCheckpoint(every_n_train_steps=2),
                 *callbacks,
             ],
             **options,
@@ -189,7 +189,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_run, tmp_path):
     trainer, first, data = make_run(max_steps=2)
     trainer.fit(first, datamodule=data)
     checkpoint = f"{trainer.log_dir}/checkpoints/last.ckpt"
-    trainer, second, data = make_run(max_steps=4, resume_from=checkpoint)
+    trainer, second, data = make_run(max_steps=4, resume=checkpoint)
     trainer.fit(second, datamodule=data)
     assert second.tiles_seen == whole.tiles_seen == 48
     for key, value in whole.state_dict().items():
@@ -217,7 +217,7 @@ def test_a_run_resumed_within_an_epoch_sees_the_tiles_that_it_has_not_seen(
     trainer, first, data = make_run(max_steps=4, tiles=slide_tiles())
     trainer.fit(first, datamodule=data)
     checkpoint = f"{trainer.log_dir}/checkpoints/last.ckpt"
-    trainer, second, data = make_run(max_steps=9, resume_from=checkpoint, tiles=slide_tiles())
+    trainer, second, data = make_run(max_steps=9, resume=checkpoint, tiles=slide_tiles())
     trainer.fit(second, datamodule=data)
     assert len(seen) == len(uninterrupted) == 9
     assert all(torch.equal(a, b) for a, b in zip(seen, uninterrupted, strict=True))
@@ -240,8 +240,8 @@ def test_tiles_that_could_not_be_read_are_listed_with_the_run(make_run, slide_ti
 
 
 def test_a_checkpoint_that_is_not_there_is_told(make_run):
-    trainer, module, data = make_run(resume_from="/no/such.ckpt")
-    with pytest.raises(UserError, match="no checkpoint /no/such.ckpt.*RESUME_FROM"):
+    trainer, module, data = make_run(resume="/no/such.ckpt")
+    with pytest.raises(UserError, match="no checkpoint /no/such.ckpt.*RESUME"):
         trainer.fit(module, datamodule=data)
 
 
@@ -268,3 +268,51 @@ def test_a_loss_that_is_not_a_number_ends_the_run_without_a_student(make_run, tm
     with pytest.raises(UserError, match="loss is nan at step 1.*LR_VALUE"):
         trainer.fit(module, datamodule=data)
     assert not list((tmp_path / "logs").rglob("student"))
+
+
+def test_a_run_that_only_its_upload_failed_is_not_trained_again(make_run, tmp_path, monkeypatch):
+    stopped = {"max_steps": 50, "lr": 10.0, "resume": "auto"}
+    stopped["callbacks"] = [LossEarlyStopping(window=2, max_exceedances=0)]
+    with pytest.raises(UserError, match="'nowhere'"):
+        Interface().fit(*make_run(publish=UploadOptions(repo_id="nowhere"), **stopped))
+    folder = run_folder(tmp_path)
+    before = (folder / "student" / "model.safetensors").read_bytes()
+    train = []
+    step = DistillationModule.training_step
+    monkeypatch.setattr(
+        DistillationModule, "training_step", lambda *args: train.append(1) or step(*args)
+    )
+    Interface().fit(*make_run(**stopped))
+    assert not train
+    assert run_folder(tmp_path) == folder  # no other session
+    assert (folder / "student" / "model.safetensors").read_bytes() == before
+    assert (folder.parent / "results.json").is_file()
+
+
+def test_a_disk_that_is_full_at_the_end_is_told_and_the_run_goes_on_later(
+    make_run, tmp_path, monkeypatch
+):
+    save = torch.save
+
+    def fail(state, path):
+        if "last.ckpt" in str(path):
+            raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+        save(state, path)
+
+    monkeypatch.setattr(torch, "save", fail)
+    trainer, module, data = make_run(resume="auto")
+    with pytest.raises(UserError, match="last.ckpt cannot be written: .*the same command again"):
+        trainer.fit(module, datamodule=data)
+    monkeypatch.undo()
+    trainer, module, data = make_run(resume="auto")
+    trainer.fit(module, datamodule=data)
+    assert (trainer.student_folder / "model.safetensors").is_file()
+    assert module.tiles_seen == 48
+
+
+def test_a_damaged_checkpoint_is_told(make_run, tmp_path):
+    path = tmp_path / "step=00000002.ckpt"
+    path.write_bytes(b"PK nothing")
+    trainer, module, data = make_run(resume=str(path))
+    with pytest.raises(UserError, match=r"step=00000002.ckpt is damaged.*another in its folder"):
+        trainer.fit(module, datamodule=data)

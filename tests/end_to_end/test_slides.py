@@ -40,11 +40,12 @@ def index(folder, slides):
 def run(folder, slides, index):
     teacher = save_tiny_model(folder / "teacher", embed_dim=48, depth=2)
 
-    def run(output, **environment):
+    def run(output, interrupt=None, **environment):
         return run_eva(
             "fit",
             ROOT / "configs" / "g2l_breast.yaml",
             folder,
+            interrupt,
             TEACHER=f"local-dir:{teacher}",
             STUDENT="timm:vit_tiny_patch16_224",
             STUDENT_PRETRAINED="false",
@@ -53,12 +54,11 @@ def run(folder, slides, index):
             TILE_SIZE=64,
             INDEX_ROOT=index,
             OUTPUT_ROOT=folder / output,
-            MAX_STEPS=32,
             BATCH_SIZE=16,
             VAL_CHECK_INTERVAL=32,
             N_DATA_WORKERS=2,
             PRECISION="32-true",
-            **{"MAX_LOST": 0.2, "SLIDES_ROOT": slides} | environment,
+            **{"MAX_STEPS": 32, "MAX_LOST": 0.2, "SLIDES_ROOT": slides} | environment,
         )
 
     return run
@@ -81,6 +81,28 @@ def test_two_devices_share_the_tiles_and_publish_one_student(folder, index, run)
     assert result.stdout.count("Student:") == 1
     assert len(list((folder / "two_logs").rglob("student/model.safetensors"))) == 1
     assert list((folder / "two_logs").rglob("lost_tiles_rank*.csv"))
+
+
+def test_two_devices_that_are_asked_to_end_go_on_by_the_same_command(folder, run):
+    logs = folder / "ended_logs"
+    options = {"NUM_DEVICES": 2, "MAX_STEPS": 120, "CHECKPOINT_INTERVAL": 5}
+    options |= {"EARLY_STOP_EXCEEDANCES": 200}
+    result = run("ended_logs", lambda: list(logs.rglob("step=*.ckpt")), **options)
+    assert result.returncode == 143, result.stderr
+    assert "SIGTERM: the run ends after a checkpoint of this step" in result.stderr
+    step = int(re.search(r"Ended at step (\d+) as asked", result.stderr)[1])
+    assert 0 < step < 120
+    newest = max(logs.rglob("step=*.ckpt"))
+    assert newest.name == f"step={step:08d}.ckpt"
+    result = run("ended_logs", **options)
+    assert result.returncode == 0, result.stderr
+    assert f"Goes on from {newest}" in result.stderr
+    (session,) = logs.iterdir()
+    assert (session / "results.json").is_file()
+    assert (session / "run_0" / "config.yaml").is_file()
+    assert (session / "run_0" / "student" / "config.yaml").is_file()
+    card = (session / "run_0" / "student" / "README.md").read_text()
+    assert "in 120 steps" in card
 
 
 def test_damage_after_indexing_is_reported_and_too_much_of_it_ends_the_run(folder, index, run):

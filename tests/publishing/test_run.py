@@ -238,3 +238,16 @@ def test_restricted_weights_are_uploaded_only_under_a_licence_that_is_named(make
     run, _ = make_run(change=restrict)
     assert cli.main(["publish", str(run), "--repo-id", "org/name"]) == 1
     assert "Nothing is uploaded to org/name" in capsys.readouterr().err
+
+
+def test_a_run_that_goes_on_is_published_from_its_newest_step(make_run, tmp_path):
+    run, _ = make_run(finished=False)
+    checkpoints = run / "checkpoints"
+    for step in (20, 3):
+        shutil.copy(checkpoints / "last.ckpt", checkpoints / f"step={step:08d}.ckpt")
+    (checkpoints / "last.ckpt").unlink()
+    newest = checkpoints / "step=00000020.ckpt"
+    assert find_checkpoint(run) == find_checkpoint(run.parent) == newest
+    with pytest.raises(UserError, match=f"has not come to its end.*g2l publish {newest}"):
+        publish_run(run)
+    assert (publish_run(newest).folder / "model.safetensors").is_file()

@@ -1,0 +1,158 @@
+"""When a run is saved: on a schedule of steps and of time, and when it is asked to end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import ModelCheckpoint
+from loguru import logger
+from typing_extensions import override
+
+from g2l_plugin.distillation.checkpoint_io import CheckpointWriteError, list_checkpoints, step_file
+from g2l_plugin.distillation.interruption import Interruption
+from g2l_plugin.errors import UserError
+
+
+class RunCheckpoint(ModelCheckpoint):
+    """Keeps the newest checkpoints of a run, `checkpoints/step=NNNNNNNN.ckpt` in its folder.
+
+    All devices save at the same step, after its optimizer step. On SIGTERM or SIGINT they save and
+    exit with 143 or 130. A checkpoint that cannot be written is a warning: the run goes on, and the
+    one before stays. At the end `KDTrainer` writes `last.ckpt`.
+    """
+
+    def __init__(
+        self, every_n_train_steps: int = 500, every_minutes: float = 15.0, keep: int = 2
+    ) -> None:
+        """Initializes the callback.
+
+        Args:
+            every_n_train_steps: Optimizer steps between two checkpoints.
+            every_minutes: Minutes after which one is written at the latest.
+            keep: Checkpoints that are kept; the disk holds one more while one is written.
+
+        Raises:
+            UserError: One of them makes no sense.
+        """
+        if every_n_train_steps < 1 or every_minutes <= 0 or keep < 1:
+            raise UserError(
+                f"RunCheckpoint is given every_n_train_steps={every_n_train_steps}, every_minutes="
+                f"{every_minutes}, keep={keep}. Expected at least 1 step, 1 file, and some time."
+            )
+        super().__init__(save_top_k=0, save_last=True, every_n_train_steps=every_n_train_steps)
+        self.every_minutes = every_minutes
+        self.keep = keep
+        self._interruption = Interruption()
+        self._saved_at = time.monotonic()
+        self._step = 0
+        self._ends = False
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        self.dirpath = str(Path(str(trainer.log_dir)).resolve() / "checkpoints")
+        super().setup(trainer, pl_module, stage)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_start(trainer, pl_module)
+        self._saved_at, self._step = time.monotonic(), trainer.global_step
+        self.last_model_path = self.best_model_path = str(trainer.ckpt_path or "")
+        if trainer.is_global_zero:  # what a process that was killed was writing
+            for partial in Path(str(self.dirpath)).glob(".*.ckpt.*.part"):
+                partial.unlink(missing_ok=True)
+        self._interruption.start()
+
+    @override
+    def on_train_batch_end(
+        self,
+        trainer: pl.Trainer,
+        pl_module: Any,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        minutes = (time.monotonic() - self._saved_at) / 60
+        pl_module.stop_wished = self._interruption.wished is not None
+        pl_module.save_wished = trainer.is_global_zero and minutes >= self.every_minutes
+        known = pl_module.agreement.known
+        self._ends |= known is not None and known.stop
+        # Within accumulated batches there are gradients, which a checkpoint does not hold.
+        stepped, self._step = trainer.global_step > self._step, trainer.global_step
+        if not stepped:
+            return
+        due = trainer.global_step % self._every_n_train_steps == 0
+        if due or self._ends or (known is not None and known.save):
+            self._save(trainer)
+        if self._ends:
+            raise SystemExit(self._interruption.exit_status)
+
+    @override
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._interruption.stop()
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        self._interruption.stop()
+
+    @override
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves nothing: an epoch's end is a step like any other."""
+
+    @override
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves nothing: no metric decides what is kept."""
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        return {}  # what is there is in the folder
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """There is none."""
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        # When it fails too: the next try is after as much time as the next save would be.
+        self._saved_at = time.monotonic()
+        path = Path(str(self.dirpath)) / step_file(trainer.global_step)
+        if (error := save_jointly(trainer, path)) is None:
+            self.last_model_path = self.best_model_path = str(path)
+            if trainer.is_global_zero:
+                self._remove_old(path)
+        elif trainer.is_global_zero:
+            logger.warning(f"{error} The run goes on; kept: {self.last_model_path or 'nothing'}.")
+        if self._ends and trainer.is_global_zero:
+            kept = self.last_model_path
+            logger.warning(
+                f"Ended at step {trainer.global_step:,} as asked. The same command goes on from "
+                f"{kept} (`resume: auto`, or RESUME={kept})."
+                if kept
+                else f"Ended at step {trainer.global_step:,} as asked, without a checkpoint."
+            )
+
+    def _remove_old(self, newest: Path) -> None:
+        """Removes all but the newest by the time of writing: damaged ones may be of later steps."""
+        others = [path for path in list_checkpoints(newest.parent.parent) if path != newest]
+        others = [path for path in others if path.name.startswith("step=")]
+        others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in others[self.keep - 1 :]:
+            path.unlink(missing_ok=True)
+
+
+def save_jointly(trainer: pl.Trainer, path: Path) -> str | None:
+    """Saves on all devices together.
+
+    Returns:
+        Why it could not be written, the same on all devices; None where it was.
+    """
+    error = None
+    try:
+        trainer.save_checkpoint(path, weights_only=False)
+    except CheckpointWriteError as failed:  # on the device that writes, before it met the others
+        error = str(failed)
+        trainer.strategy.barrier("Trainer.save_checkpoint")
+    return trainer.strategy.broadcast(error)

@@ -1,0 +1,123 @@
+import os
+from types import SimpleNamespace
+
+import pytest
+from loguru import logger
+
+from g2l_plugin.distillation.agreement import Agreed
+from g2l_plugin.distillation.checkpoint_io import CheckpointWriteError
+from g2l_plugin.distillation.run_checkpoint import RunCheckpoint
+from g2l_plugin.errors import UserError
+
+
+class Run:
+    """What the callback sees of a trainer and a module."""
+
+    is_global_zero, ckpt_path, loggers = True, None, ()
+    strategy = SimpleNamespace(barrier=lambda name: None, broadcast=lambda value: value)
+
+    def __init__(self, folder):
+        self.log_dir, self.global_step, self.full = str(folder), 0, False
+        self.agreement = SimpleNamespace(known=None)
+        self.stop_wished = self.save_wished = False
+
+    def save_checkpoint(self, path, weights_only):
+        if self.full:
+            raise CheckpointWriteError(f"{path} cannot be written.")
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(str(self.global_step))
+        os.utime(path, (self.global_step, self.global_step))
+
+    def step(self, callback, n=1, known=None):
+        for _ in range(n):
+            self.global_step += 1
+            self.agreement.known = known
+            callback.on_train_batch_end(self, self, None, None, 0)
+
+
+@pytest.fixture
+def make(tmp_path):
+    def make(**options):
+        callback, run = RunCheckpoint(**options), Run(tmp_path)
+        callback.dirpath = str(tmp_path / "checkpoints")
+        callback.on_train_start(run, run)
+        return callback, run
+
+    yield make
+
+
+def kept(tmp_path):
+    return [int(path.read_text()) for path in sorted((tmp_path / "checkpoints").glob("*"))]
+
+
+def test_it_saves_every_so_many_steps_and_keeps_the_newest(make, tmp_path):
+    callback, run = make(every_n_train_steps=3, keep=2)
+    run.step(callback, 2)
+    assert kept(tmp_path) == []
+    run.step(callback, 11)
+    assert kept(tmp_path) == [9, 12]
+    assert callback.last_model_path.endswith("step=00000012.ckpt")
+    callback.on_train_end(run, run)
+
+
+def test_it_wishes_a_checkpoint_when_one_is_old_and_saves_what_all_agreed_on(make, tmp_path):
+    callback, run = make(every_n_train_steps=100, every_minutes=1)
+    run.step(callback)
+    assert not run.save_wished
+    callback._saved_at -= 61
+    run.step(callback)
+    assert run.save_wished and kept(tmp_path) == []
+    run.step(callback, known=Agreed(2, 1.0, save=True))
+    assert kept(tmp_path) == [3]
+    run.step(callback)
+    assert not run.save_wished
+    callback.on_train_end(run, run)
+
+
+def test_accumulated_batches_are_saved_after_their_step(make, tmp_path):
+    callback, run = make(every_n_train_steps=100)
+    run.step(callback)
+    run.agreement.known = Agreed(1, 1.0, stop=True)
+    callback.on_train_batch_end(run, run, None, None, 0)  # without a step
+    assert kept(tmp_path) == []
+    with pytest.raises(SystemExit) as left:
+        run.step(callback)
+    assert left.value.code == 143
+    assert kept(tmp_path) == [2]
+    callback.on_exception(run, run, left.value)
+
+
+def test_what_cannot_be_written_is_told_and_the_run_goes_on(make, tmp_path):
+    told = []
+    sink = logger.add(told.append)
+    callback, run = make(every_n_train_steps=2)
+    run.step(callback, 2)
+    run.full = True
+    run.step(callback, 2)
+    run.full = False
+    run.step(callback, 2)
+    assert kept(tmp_path) == [2, 6]
+    logger.remove(sink)
+    assert "step=00000004.ckpt cannot be written. The run goes on; kept:" in "".join(told)
+    callback.on_train_end(run, run)
+
+
+def test_a_damaged_file_of_a_later_step_does_not_take_the_place_of_a_good_one(make, tmp_path):
+    callback, run = make(every_n_train_steps=2, keep=1)
+    (tmp_path / "checkpoints").mkdir()
+    for name in ("step=00000090.ckpt", ".step=00000092.ckpt.0a1b2c3d.part"):
+        path = tmp_path / "checkpoints" / name
+        path.write_text("90")
+        os.utime(path, (0, 0))
+    callback.on_train_start(run, run)
+    run.step(callback, 2)
+    assert kept(tmp_path) == [2]
+    callback.on_train_end(run, run)
+
+
+@pytest.mark.parametrize(
+    "options", [{"every_n_train_steps": 0}, {"every_minutes": 0}, {"keep": 0}], ids=str
+)
+def test_what_makes_no_sense_is_told(options):
+    with pytest.raises(UserError, match="RunCheckpoint is given"):
+        RunCheckpoint(**options)
