@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from g2l_plugin.transfer import start_copy
+
 
 @dataclasses.dataclass(frozen=True)
 class Agreed:
@@ -61,11 +63,11 @@ class Agreement:
         """
         loss = loss.detach().float()
         values = torch.stack([loss, loss.new_full((), stop), loss.new_full((), save)])
-        read = _start_copy(mean(values))
+        read = start_copy(mean(values))
         self.flush()
 
         def pending() -> Agreed:
-            value, stops, saves = read()
+            value, stops, saves = read().tolist()
             return Agreed(step, value, stops > 0, saves > 0)
 
         self._pending = pending
@@ -89,19 +91,3 @@ class Agreement:
         if state is not None:
             last = Agreed(state["step"], state["loss"])
             self._pending = lambda: last
-
-
-def _start_copy(values: torch.Tensor) -> Callable[[], list[float]]:
-    """Starts to copy values to the host; the function that is returned waits for them."""
-    if values.device.type != "cuda":
-        return values.tolist
-    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    copy.copy_(values, non_blocking=True)
-    arrived = torch.cuda.Event()
-    arrived.record()
-
-    def read() -> list[float]:
-        arrived.synchronize()
-        return copy.tolist()
-
-    return read

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import zipfile
 from pathlib import Path
@@ -14,7 +13,7 @@ from loguru import logger
 from typing_extensions import override
 
 from g2l_plugin.errors import UserError, in_one_line
-from g2l_plugin.files import new_file
+from g2l_plugin.files import flush_to_disk, new_file
 
 LAST = "last.ckpt"
 """Name of the checkpoint of a run that has come to its end."""
@@ -46,8 +45,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):
             path.parent.mkdir(parents=True, exist_ok=True)
             with new_file(path) as partial:
                 torch.save(checkpoint, partial)
-                _flush_to_disk(partial)
-            _flush_to_disk(path.parent)  # the rename
+                flush_to_disk(partial)
+            flush_to_disk(path.parent)  # the rename
         except (OSError, RuntimeError) as error:  # the latter is what torch says of a full disk
             if isinstance(error, UserError):
                 raise
@@ -89,11 +88,3 @@ def find_damage(path: Path) -> str | None:
     except Exception as error:  # zip and torch have many ways to say it
         return in_one_line(error) or type(error).__name__
     return None
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -121,12 +121,12 @@ def _next_steps(trainer: pl.Trainer) -> str:
     return f"{last}; start again with a lower learning rate (LR_VALUE) or another `precision`."
 
 
-def _save_tiles(trainer: pl.Trainer, tiles: torch.Tensor | None) -> Path | None:
+def _save_tiles(trainer: pl.Trainer, tiles: Any) -> Path | None:
     """Writes which tiles a device's batch had into the run's folder, where they are numbered."""
     folder = trainer.log_dir  # devices agree on it: all must ask
     if tiles is None or folder is None:
         return None
-    table = pd.DataFrame({"tile": tiles.cpu().numpy()})
+    table = pd.DataFrame({"tile": torch.as_tensor(tiles).cpu().numpy()})
     source = getattr(getattr(trainer.train_dataloader, "dataset", None), "tiles", None)
     if isinstance(source, SlideTiles):
         table["slide"] = [source.paths[number] for number in source.slide_of_tile[table["tile"]]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from eva.core.models.modules import ModelModule
 from eva.core.models.modules.typings import INPUT_BATCH
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import nn, optim
+from torch import optim
 from torch.optim import lr_scheduler
 from torch.utils.checkpoint import checkpoint as recompute
 from typing_extensions import override
@@ -27,6 +28,7 @@ from g2l_plugin.distillation.record import (
     describe_loss,
     record_encoder,
 )
+from g2l_plugin.distillation.teachers import Teachers
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.folder import timm_config
 from g2l_plugin.encoders.load import EncoderSource
@@ -34,8 +36,8 @@ from g2l_plugin.errors import UserError
 from g2l_plugin.evaluation.cka import linear_cka
 from g2l_plugin.slides.views import AugmentedView, center_view
 
-_TEACHERS_PREFIX = "teachers."
 _LAST_STEP = "g2l_last_step"
+_TILES = "g2l_tiles"
 _EXTRA = "_extra_state"  # of any shape
 
 
@@ -70,6 +72,7 @@ class DistillationModule(ModelModule):
         widths: list[int] | None = None,
         micro_batch_size: int | None = None,
         compile: bool = False,
+        teacher_cache: str | None = None,
     ) -> None:
         """Initializes the module; no model is loaded yet.
 
@@ -88,9 +91,13 @@ class DistillationModule(ModelModule):
                 norms and loss see the whole batch all the same: the student's forward pass is done
                 twice instead, and memory is that of the micro-batch.
             compile: Whether to compile the encoders (`torch.compile`).
+            teacher_cache: Folder where the teachers' embeddings are kept and, where a run with the
+                same teacher, tiles and views has left them, taken from. The views must be of a
+                fixed number (`n_views`). None computes them.
 
         Raises:
-            UserError: `micro_batch_size` is below 1.
+            UserError: `micro_batch_size` is below 1, or a cache is asked for and views are not of a
+                fixed number.
         """
         super().__init__()
         if micro_batch_size is not None and micro_batch_size < 1:
@@ -103,13 +110,19 @@ class DistillationModule(ModelModule):
         self.student_source = student
         self.loss = loss or LogSumLoss()
         self.view = view or AugmentedView()
+        if teacher_cache is not None and self.view.n_views is None:
+            raise UserError(
+                "`teacher_cache` is set, and every epoch has views of its own: nothing would be "
+                "read again. Set the view's `n_views` (N_VIEWS) to a number of views for each tile."
+            )
+        self.teacher_cache = teacher_cache
         self.normalize_teacher = normalize_teacher
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
         # Checked by hand in `on_load_checkpoint`: the teacher is always missing.
         self.strict_loading = False
 
-        self.teachers: nn.ModuleList = None  # type: ignore[assignment]
+        self.teachers: Teachers = None  # type: ignore[assignment]
         self.student: Encoder = None  # type: ignore[assignment]
         self.objective: CombinedObjective = None  # type: ignore[assignment]
         self.agreement = Agreement()
@@ -126,7 +139,7 @@ class DistillationModule(ModelModule):
     @property
     def teacher(self) -> Encoder:
         """The first teacher; None before `configure_model`."""
-        return self.teachers[0] if self.teachers is not None else None  # type: ignore
+        return self.teachers.encoders[0] if self.teachers is not None else None  # type: ignore
 
     @override
     def configure_model(self) -> None:
@@ -142,13 +155,13 @@ class DistillationModule(ModelModule):
             )
         # Now, and not when the run ends: what cannot be published is told.
         self._network = timm_config(self.student)
-        teachers = [source.load().eval().requires_grad_(False) for source in self.teacher_sources]
-        for teacher in teachers:
+        teachers = Teachers(self.teacher_sources)
+        for teacher in teachers.encoders:
             _check(teacher, self.view.size)
-        self.teachers = nn.ModuleList(teachers)
+        self.teachers = teachers
         self.objective = CombinedObjective(
             self.student.embedding_dim,
-            [teacher.embedding_dim for teacher in teachers],
+            [teacher.embedding_dim for teacher in teachers.encoders],
             self.loss,
             self.normalize_teacher,
             self.teacher_weights,
@@ -162,13 +175,6 @@ class DistillationModule(ModelModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": self.lr_scheduler(optimizer), "interval": "step"},
         }
-
-    @override
-    def train(self, mode: bool = True) -> DistillationModule:
-        super().train(mode)
-        if self.teachers is not None:
-            self.teachers.eval()
-        return self
 
     @override
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
@@ -192,7 +198,14 @@ class DistillationModule(ModelModule):
     def training_step(self, batch: INPUT_BATCH, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
         # Counted here and not after the batch: a checkpoint is written before that.
         self.tiles_seen += len(batch.data) * self.trainer.world_size
-        student, teachers = self._embed(batch.data)
+        metadata = batch.metadata or {}
+        teachers = self.teachers.embed_tiles(
+            batch.data,
+            metadata.get("tile"),
+            self.view.number(metadata.get("epoch", 0)),
+            self.micro_batch_size,
+        )
+        student = self._embed_student(batch.data)
         loss = self.objective(
             self._gather_rows(student), [self._gather_rows(teacher) for teacher in teachers]
         )
@@ -207,7 +220,8 @@ class DistillationModule(ModelModule):
 
     @override
     def validation_step(self, batch: INPUT_BATCH, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        self._validation_embeddings.append(self._embed(batch.data))
+        teachers = self.teachers(batch.data, self.micro_batch_size)
+        self._validation_embeddings.append((self._embed_student(batch.data), teachers))
         return None
 
     @override
@@ -228,22 +242,24 @@ class DistillationModule(ModelModule):
         self.alignment["step"] = self.trainer.global_step
 
     @override
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        prefix = kwargs.get("prefix", "") + _TEACHERS_PREFIX
-        state = super().state_dict(*args, **kwargs)
-        for key in [key for key in state if key.startswith(prefix)]:
-            del state[key]
-        return state
-
-    @override
     def on_fit_start(self) -> None:
         size = self.view.size
-        encoders = [self.student, *self._teachers()]
+        encoders = [self.student, *self.teachers.encoders]
         self._encoders = tuple(record_encoder(encoder, size) for encoder in encoders)
         if self.compile_encoders:  # in place, after their FLOPs were counted
             for encoder in encoders:
                 encoder.compile()
+        if self.teacher_cache is not None:
+            self._open_caches(self.teacher_cache)
         self._since = time.monotonic()
+
+    @override
+    def on_train_epoch_start(self) -> None:
+        self.teachers.refresh_caches()
+
+    @override
+    def on_train_end(self) -> None:
+        self.teachers.flush_caches()
 
     @override
     def on_train_start(self) -> None:
@@ -260,8 +276,7 @@ class DistillationModule(ModelModule):
         """What the run knows of itself, from the start of the fit on."""
         assert self._encoders is not None
         student, teacher, *further = self._encoders
-        datasets = getattr(getattr(self.trainer, "datamodule", None), "datasets", None)
-        describe = getattr(getattr(datasets, "train", None), "describe_cohort", dict)
+        describe = getattr(self._train_tiles(), "describe_cohort", dict)
         return RunRecord(
             teacher=teacher,
             student=student,
@@ -280,7 +295,10 @@ class DistillationModule(ModelModule):
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.teachers.flush_caches()  # what a run that goes on from here will not compute again
         checkpoint[KEY] = self.record().to_dict()
+        if (fingerprint := getattr(self._train_tiles(), "fingerprint", None)) is not None:
+            checkpoint[_TILES] = fingerprint()
         checkpoint[_LAST_STEP] = self.agreement.state_dict()
 
     @override
@@ -301,7 +319,7 @@ class DistillationModule(ModelModule):
             )
         record = checkpoint[KEY]
         teachers = [record["teacher"], *record.get("further_teachers", ())]
-        for teacher, encoder in zip(teachers, self._teachers(), strict=True):
+        for teacher, encoder in zip(teachers, self.teachers.encoders, strict=True):
             had, has = teacher["provenance"], encoder.provenance
             if had["sha256"] != has.sha256:
                 raise UserError(
@@ -309,35 +327,47 @@ class DistillationModule(ModelModule):
                     f"{had['sha256']}, and now {has.source} of {has.sha256}. Resume with its "
                     "teacher."
                 )
+        fingerprint = getattr(self._train_tiles(), "fingerprint", None)
+        if fingerprint is not None and checkpoint.get(_TILES, fingerprint()) != fingerprint():
+            raise UserError(
+                "The checkpoint is of a run on other tiles: its place among them means nothing "
+                "here. Resume with its slides and index, or start anew (RESUME=null)."
+            )
         self.agreement.load_state_dict(checkpoint.get(_LAST_STEP))
         self.tiles_seen, self._seconds = record["tiles_seen"], record["seconds"]
         self.alignment = dict(record["alignment"])
 
-    def _embed(self, images: torch.Tensor) -> tuple[torch.Tensor, list[torch.Tensor]]:
-        """Embeddings of the same images: student (B, student_dim), teachers (B, teacher_dim)."""
+    def _embed_student(self, images: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, student_dim) of images, with a gradient."""
         parts = images.split(self.micro_batch_size or len(images))
-        teachers = [
-            torch.cat([_embed_frozen(teacher, part) for part in parts])
-            for teacher in self._teachers()
-        ]
         if len(parts) == 1 or not torch.is_grad_enabled():
-            return torch.cat([self.student(part) for part in parts]), teachers
-        students = [recompute(self.student, part, use_reentrant=False) for part in parts]
-        return torch.cat(students), teachers
+            return torch.cat([self.student(part) for part in parts])
+        return torch.cat([recompute(self.student, part, use_reentrant=False) for part in parts])
 
-    def _teachers(self) -> list[Encoder]:
-        return list(self.teachers)  # type: ignore[arg-type]
+    def _open_caches(self, root: str) -> None:
+        tiles = self._train_tiles()
+        fingerprint = getattr(tiles, "fingerprint", None)
+        if fingerprint is None:
+            raise UserError(
+                f"`teacher_cache` needs tiles that have numbers, and trains on {type(tiles)}. Use "
+                "g2l_plugin.TileDataModule, or set it (TEACHER_CACHE) to null."
+            )
+        self.teachers.open_caches(
+            Path(root),
+            self.view.settings(),
+            str(self.trainer.precision),
+            fingerprint(),
+            len(tiles),
+        )
+
+    def _train_tiles(self) -> Any:
+        """The dataset that is trained on; None where it is not eva's data module's."""
+        datasets = getattr(getattr(self._trainer, "datamodule", None), "datasets", None)
+        return getattr(datasets, "train", None)
 
     def _gather_rows(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Embeddings of all devices, (devices * B, D), through which gradients flow back."""
         return self.all_gather(embeddings, sync_grads=True).flatten(0, -2)
-
-
-def _embed_frozen(encoder: Encoder, images: torch.Tensor) -> torch.Tensor:
-    """Embeddings (B, D) of an encoder that does not learn."""
-    with torch.inference_mode():
-        embeddings = encoder(images)
-    return embeddings.clone()  # one that autograd may keep
 
 
 def _check(encoder: Encoder, view_size: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ class PackedTiles:
         try:
             # A file at a time: tiles of a shard are read in an order of chance.
             self._shards = litdata.StreamingDataset(self.root, batch_decode=0)
-            index = json.loads((Path(self._shards.input_dir.path) / "index.json").read_text())
+            text = (Path(self._shards.input_dir.path) / "index.json").read_text()
+            index = json.loads(text)
         except Exception as error:  # as many kinds as there are stores
             raise UserError(
                 f"There are no packed tiles in {self.root} ({error}). Write them: g2l pack INDEX "
@@ -48,6 +50,7 @@ class PackedTiles:
                 f"{self.root} holds {index['config']['data_format']}, expected ['bytes'], which "
                 "g2l pack writes."
             )
+        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()
         self.group_sizes = np.array([chunk["chunk_size"] for chunk in index["chunks"]])
 
     def __len__(self) -> int:
@@ -62,6 +65,10 @@ class PackedTiles:
     def describe(self) -> str:
         """Says how many tiles there are, of what."""
         return f"{len(self):,} tiles of {len(self.group_sizes):,} shards in {self.root}"
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the index of the shards, wherever they lie."""
+        return self._fingerprint
 
 
 def import_litdata() -> Any:

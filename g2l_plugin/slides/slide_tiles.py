@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -109,6 +110,13 @@ class SlideTiles:
     def describe(self) -> str:
         """Says how many tiles there are, of what."""
         return f"{len(self):,} tiles of {len(self.paths):,} slides"
+
+    def fingerprint(self) -> str:
+        """SHA-256 of which tiles of which slides these are, wherever the slides lie."""
+        digest = hashlib.sha256("\n".join(path.name for path in self.paths).encode())
+        digest.update(self.slide_of_tile.tobytes())
+        digest.update(self.xy.tobytes())
+        return digest.hexdigest()
 
     def _candidates(self, index: int) -> Iterator[int]:
         """The tile, its neighbours in the slide, and tiles of any slide: the same each time."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -163,6 +164,12 @@ class TileDataset(MapDataset[Any]):
             centres = Counter(slide.centre or "unknown" for slide in self._slides)
             described |= {"slides": len(self._slides), "centres": dict(sorted(centres.items()))}
         return described
+
+    def fingerprint(self) -> str:
+        """Hash of which tiles these are, after `setup`: their numbers mean the same where it is."""
+        grid = self._grid
+        cut = f"{grid.width}x{grid.height} {grid.target_mpp} {grid.overwrite_mpp}"
+        return hashlib.sha256(f"{self.tiles.fingerprint()} {cut}".encode()).hexdigest()
 
     def select_slides(self) -> str | Sequence[str] | None:
         """Slides to choose from, as `choose_cohort` takes them."""

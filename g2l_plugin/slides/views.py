@@ -14,6 +14,7 @@ from torchvision.transforms.v2 import functional
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides import color
+from g2l_plugin.transfer import to_device
 
 _ADJUSTMENTS = (
     color.adjust_brightness,
@@ -216,8 +217,8 @@ class AugmentedView(nn.Module):
             return
         # One copy to the device, not one for each step.
         sizes = [len(chosen) for _, chosen, _ in steps]
-        indices = _to_device(np.concatenate([step[1] for step in steps]), images.device)
-        values = _to_device(np.concatenate([step[2] for step in steps]), images.device)
+        indices = to_device(np.concatenate([step[1] for step in steps]), images.device)
+        values = to_device(np.concatenate([step[2] for step in steps]), images.device)
         parts = zip(steps, indices.split(sizes), values.split(sizes), strict=True)
         for (adjust, _, _), index, value in parts:
             part = images.index_select(0, index)
@@ -232,9 +233,9 @@ class AugmentedView(nn.Module):
         distance = np.arange(self.blur_kernel_size // 2 + 1)
         weights = np.exp(-0.5 * (distance / draws.sigma[chosen, None]) ** 2)
         weights /= weights[:, :1] + 2 * weights[:, 1:].sum(axis=1, keepdims=True)
-        index = _to_device(chosen, images.device)
+        index = to_device(chosen, images.device)
         blurred = color.gaussian_blur(
-            images.index_select(0, index), _to_device(weights.astype(np.float32), images.device)
+            images.index_select(0, index), to_device(weights.astype(np.float32), images.device)
         )
         images.index_copy_(0, index, blurred)
 
@@ -258,7 +259,7 @@ def _crop(tiles: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
     ahead = np.arange(size)
     columns, rows = np.where(draws.flip.T[:, :, None], ahead[::-1], ahead)
     index = np.stack([draws.top[:, None] + rows, draws.left[:, None] + columns])
-    rows_columns = _to_device(index, tiles.device)
+    rows_columns = to_device(index, tiles.device)
     crops = tiles[
         torch.arange(len(tiles), device=tiles.device)[:, None, None, None],
         torch.arange(3, device=tiles.device)[:, None, None],
@@ -266,14 +267,6 @@ def _crop(tiles: torch.Tensor, draws: Draws, size: int) -> torch.Tensor:
         rows_columns[1][:, None, None, :],
     ]
     return functional.to_dtype(crops, torch.float32, scale=True)
-
-
-def _to_device(array: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Copies an array to the device; from pinned memory, as only then nothing is waited for."""
-    tensor = torch.from_numpy(array)
-    if device.type == "cuda":
-        tensor = tensor.pin_memory().to(device, non_blocking=True)
-    return tensor.to(device)
 
 
 def _check_size(tiles: torch.Tensor, size: int) -> None:

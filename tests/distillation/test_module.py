@@ -31,6 +31,10 @@ def make_module(tmp_path):
     return make
 
 
+def embed(module, images):
+    return module._embed_student(images), module.teachers(images)
+
+
 def test_nothing_is_loaded_before_configure_model_and_then_once(make_module):
     module = make_module()
     assert module.teacher is None and module.student is None
@@ -83,7 +87,7 @@ def test_teacher_and_student_see_the_same_view_each_with_its_own_normalisation(m
     module.train()
     view = module.on_after_batch_transfer(tiles, 0).data
     assert view.shape == (4, 3, 32, 32)
-    module._embed(view)
+    embed(module, view)
     for name, given in seen.items():
         encoder = getattr(module, name)
         torch.testing.assert_close(given * encoder.std + encoder.mean, view)
@@ -100,7 +104,7 @@ def test_labelled_batches_are_taken_too(make_module):
 def test_gradients_reach_the_student_and_the_projector_alone(make_module):
     module = make_module()
     module.configure_model()
-    student, teacher = module._embed(torch.rand(8, 3, 32, 32))
+    student, teacher = embed(module, torch.rand(8, 3, 32, 32))
     module.objective(student, teacher).backward()
     assert module.student.model.cls_token.grad.abs().sum() > 0
     assert module.objective.parts[0][0].projector.weight.grad.abs().sum() > 0
@@ -185,7 +189,7 @@ def test_a_teacher_may_be_wider_and_of_another_precision(make_module, tmp_path):
     teacher = EncoderSource(folder, output="class_and_mean_patch", dtype="bfloat16")
     module = make_module(teacher=teacher)
     module.configure_model()
-    student, target = module._embed(torch.rand(4, 3, 32, 32))
+    student, target = embed(module, torch.rand(4, 3, 32, 32))
     assert target[0].shape == (4, 64)
     loss = module.objective(student, target)
     loss.backward()
@@ -203,7 +207,7 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(make_module):
     parts.student.register_forward_pre_hook(lambda _, inputs: sizes.append(len(inputs[0])))
     losses = []
     for module in (whole, parts):
-        loss = module.objective(*module._embed(images))
+        loss = module.objective(*embed(module, images))
         loss.backward()
         losses.append(loss)
     torch.testing.assert_close(losses[1], losses[0])
@@ -224,7 +228,7 @@ def test_several_teachers_have_a_projector_each(make_module, tmp_path):
     other = EncoderSource(f"local-dir:{save_tiny_model(tmp_path / 'other')}")
     module = make_module(further_teachers=[other], teacher_weights=[2, 1], widths=[16])
     module.configure_model()
-    student, teachers = module._embed(torch.rand(8, 3, 32, 32))
+    student, teachers = embed(module, torch.rand(8, 3, 32, 32))
     assert [teacher.shape[1] for teacher in teachers] == [
         module.teacher.embedding_dim,
         other.load().embedding_dim,

@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import Dataset
 
+from g2l_plugin.distillation.losses import MeanSquaredErrorLoss
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.progress import DistillationProgressBar
 from g2l_plugin.distillation.run_checkpoint import RunCheckpoint
@@ -58,7 +59,7 @@ def make_run(tmp_path):
     """Makes trainer, module and data of a run of two steps an epoch."""
     teacher = save_tiny_model(tmp_path / "teacher", **WIDER)
 
-    def make(max_steps=4, callbacks=(), tiles=None, lr=1e-3, **options):
+    def make(max_steps=4, callbacks=(), tiles=None, lr=1e-3, model=None, **options):
         torch.manual_seed(0)
         trainer = KDTrainer(
             default_root_dir=str(tmp_path / "logs"),
@@ -81,9 +82,10 @@ def make_run(tmp_path):
         module = DistillationModule(
             teacher=EncoderSource(f"local-dir:{teacher}"),
             student=EncoderSource("timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY),
-            view=AugmentedView(32, flip_prob=0, color_jitter_prob=0, blur_prob=0),
             optimizer=lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.05),
             lr_scheduler=lambda o: CosineSchedule(o, T_max=4),
+            **{"view": AugmentedView(32, flip_prob=0, color_jitter_prob=0, blur_prob=0)}
+            | (model or {}),
         )
         loader = DataLoader(
             batch_size=12, num_workers=0, prefetch_factor=None, persistent_workers=False
@@ -171,14 +173,14 @@ def test_a_run_publishes_and_says_so_last(make_run, tmp_path, capsys):
 
 def test_eva_holds_one_teacher_and_one_student_at_a_time(make_run, monkeypatch):
     alive = []
-    embed = DistillationModule._embed
+    embed = DistillationModule._embed_student
 
     def spy(self, images):
         gc.collect()
         alive.append(sum(isinstance(o, Encoder) for o in gc.get_objects()))
         return embed(self, images)
 
-    monkeypatch.setattr(DistillationModule, "_embed", spy)
+    monkeypatch.setattr(DistillationModule, "_embed_student", spy)
     Interface().fit(*make_run(max_steps=2))
     assert set(alive) == {2}
 
@@ -316,3 +318,46 @@ def test_a_damaged_checkpoint_is_told(make_run, tmp_path):
     trainer, module, data = make_run(resume=str(path))
     with pytest.raises(UserError, match=r"step=00000002.ckpt is damaged.*another in its folder"):
         trainer.fit(module, datamodule=data)
+
+
+def test_a_cached_teacher_gives_the_losses_of_one_that_is_not(
+    make_run, slide_tiles, tmp_path, monkeypatch
+):
+    computed = []
+
+    def run(**model):
+        model["view"] = AugmentedView(32, n_views=1)
+        trainer, module, data = make_run(max_steps=9, tiles=slide_tiles(), model=model)
+        module.configure_model()
+        computed.append(0)
+        module.teacher.register_forward_hook(lambda *args: computed.append(computed.pop() + 1))
+        trainer.fit(module, datamodule=data)
+        events = EventAccumulator(trainer.log_dir).Reload().Scalars("train/loss")
+        return [event.value for event in events], trainer.num_training_batches
+
+    uncached, in_epoch = run()
+    assert len(uncached) == 9 > in_epoch  # into a second epoch, of the same views
+    first, _ = run(teacher_cache=str(tmp_path / "cache"))
+    second, _ = run(teacher_cache=str(tmp_path / "cache"))
+    other, _ = run(teacher_cache=str(tmp_path / "cache"), loss=MeanSquaredErrorLoss())
+    assert second == first == pytest.approx(uncached, rel=1e-5)
+    assert first[:in_epoch] == uncached[:in_epoch]
+    assert other != first
+    # What is left is one batch for the count of FLOPs, and validation.
+    assert computed[0] > computed[1] > computed[2] == computed[3]
+
+
+def test_a_cache_without_a_fixed_number_of_views_is_told(make_run, tmp_path):
+    with pytest.raises(UserError, match="N_VIEWS"):
+        make_run(model={"teacher_cache": str(tmp_path / "cache")})
+
+
+def test_a_run_is_resumed_with_its_own_tiles_only(make_run, slide_tiles, tmp_path, write_slide):
+    trainer, first, data = make_run(max_steps=2, tiles=slide_tiles())
+    trainer.fit(first, datamodule=data)
+    checkpoint = f"{trainer.log_dir}/checkpoints/last.ckpt"
+    trainer, second, data = make_run(
+        max_steps=4, tiles=slide_tiles(split="train"), resume=checkpoint
+    )
+    with pytest.raises(UserError, match="run on other tiles.*RESUME=null"):
+        trainer.fit(second, datamodule=data)

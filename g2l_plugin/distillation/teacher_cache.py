@@ -1,0 +1,152 @@
+"""A teacher's embeddings on disk, written by one run and read by all that see the same views."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import uuid
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from loguru import logger
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from g2l_plugin.errors import in_one_line
+from g2l_plugin.files import flush_to_disk, new_file, write_text
+from g2l_plugin.transfer import start_copy
+
+_KEY_FILE = "key.json"
+_NONE = -1
+
+
+class TeacherCache:
+    """Embeddings by tile and view, in a folder that belongs to one key.
+
+    The folder `<root>/<hash of the key>` holds `key.json` and for each view parts in safetensors:
+    numbers of tiles, and their embeddings as the teacher gave them. Several processes may write at
+    once, each its own parts; a part appears whole or not at all. Memory: 8 bytes for each tile of
+    each view that was asked for, and one part.
+
+    Attributes:
+        folder: The folder of the key.
+    """
+
+    def __init__(
+        self, root: Path, key: Mapping[str, Any], n_tiles: int, rows_in_part: int = 8192
+    ) -> None:
+        """Opens the cache; the folder is made where there is none.
+
+        Args:
+            root: Folder of all caches.
+            key: What decides the embeddings, as JSON can hold it.
+            n_tiles: Tiles that there are; they are numbered from 0.
+            rows_in_part: Embeddings after which a part is written.
+        """
+        text = json.dumps(key, sort_keys=True, indent=2) + "\n"
+        self.folder = root / hashlib.sha256(text.encode()).hexdigest()[:16]
+        self._n_tiles = n_tiles
+        self._rows_in_part = rows_in_part
+        self._parts: list[Any] = []
+        self._known: set[Path] = set()
+        self._places: dict[int, np.ndarray] = {}
+        self._waiting: list[tuple[np.ndarray, int, Callable[[], torch.Tensor]]] = []
+        self._writes = True
+        try:
+            write_text(self.folder / _KEY_FILE, text)
+        except OSError as error:
+            self._write_no_more(error)
+
+    def refresh(self) -> None:
+        """Takes note of parts that other processes have written."""
+        for view in self._places:
+            self._find_parts(view)
+
+    def get(self, tiles: np.ndarray, view: int) -> tuple[np.ndarray, torch.Tensor | None]:
+        """Reads what is there.
+
+        Args:
+            tiles: Numbers of tiles, int64 (B,).
+            view: Number of the view.
+
+        Returns:
+            Which tiles are held, bool (B,), and the embeddings of those, (held, D) on the host;
+            None where none is.
+        """
+        places = self._places_of(view)[:, tiles]
+        held = places[0] != _NONE
+        if not held.any():
+            return held, None
+        rows = [self._parts[part][row : row + 1] for part, row in places[:, held].T.tolist()]
+        return held, torch.cat(rows)
+
+    def put(self, tiles: np.ndarray, view: int, embeddings: torch.Tensor) -> None:
+        """Takes the embeddings of a batch; they are held from when their part is written.
+
+        Args:
+            tiles: Numbers of tiles, int64 (B,).
+            view: Number of the view.
+            embeddings: (B, D), on any device, which is not waited for.
+        """
+        if self._writes and len(tiles):
+            self._waiting.append((tiles, view, start_copy(embeddings)))
+            # Only whole batches: what a run that was killed computes again is a whole batch too.
+            if sum(len(tiles) for tiles, _, _ in self._waiting) >= self._rows_in_part:
+                self.flush()
+
+    def flush(self) -> None:
+        """Writes what was taken."""
+        for view in sorted({view for _, view, _ in self._waiting}):
+            batches = [(tiles, read()) for tiles, other, read in self._waiting if other == view]
+            tiles, embeddings = zip(*batches, strict=True)
+            try:
+                self._write(view, np.concatenate(tiles), torch.cat(embeddings))
+            except (OSError, SafetensorError) as error:
+                self._write_no_more(error)
+        self._waiting.clear()
+
+    def _write(self, view: int, tiles: np.ndarray, embeddings: torch.Tensor) -> None:
+        folder = self._view_folder(view)
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"part-{uuid.uuid4().hex}.safetensors"
+        with new_file(path) as partial:
+            save_file({"tiles": torch.from_numpy(tiles), "embeddings": embeddings}, partial)
+            flush_to_disk(partial)
+        self._read(path, view)
+
+    def _write_no_more(self, error: Exception) -> None:
+        self._writes = False
+        logger.warning(
+            f"Nothing more is written to {self.folder}: {in_one_line(error)}. The run goes on; "
+            "what is missing there is computed."
+        )
+
+    def _places_of(self, view: int) -> np.ndarray:
+        """Part and row of each tile, int32 (2, tiles)."""
+        if view not in self._places:
+            self._places[view] = np.full((2, self._n_tiles), _NONE, np.int32)
+            self._find_parts(view)
+        return self._places[view]
+
+    def _find_parts(self, view: int) -> None:
+        for path in sorted(self._view_folder(view).glob("part-*.safetensors")):
+            if path not in self._known:
+                self._read(path, view)
+
+    def _read(self, path: Path, view: int) -> None:
+        self._known.add(path)
+        try:
+            part = safe_open(path, "pt")
+            tiles = part.get_tensor("tiles").numpy()
+        except (OSError, SafetensorError) as error:
+            logger.warning(f"{path} is damaged ({in_one_line(error)}) and passed over.")
+            return
+        places = self._places_of(view)
+        places[0, tiles], places[1, tiles] = len(self._parts), np.arange(len(tiles))
+        self._parts.append(part.get_slice("embeddings"))
+
+    def _view_folder(self, view: int) -> Path:
+        return self.folder / f"view-{view:04d}"
