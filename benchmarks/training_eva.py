@@ -69,6 +69,8 @@ def eva_command(
         "EARLY_STOP_EXCEEDANCES": str(_NEVER),
         "VAL_CHECK_INTERVAL": str(_NEVER),
         "CHECKPOINT_INTERVAL": str(_NEVER),
+        "CHECKPOINT_MINUTES": str(_NEVER),
+        "RESUME": "null",
     }
     eva = Path(sys.executable).with_name("eva")
     return [str(eva), "fit", "--config", str(path)], environment

@@ -14,6 +14,7 @@ _PUBLIC = {
     "CKA": "g2l_plugin.evaluation.measures",
     "CosineLoss": "g2l_plugin.distillation.losses",
     "CosineSchedule": "g2l_plugin.distillation.schedule",
+    "DataWait": "g2l_plugin.distillation.data_wait",
     "DemoTiles": "g2l_plugin.demo.tiles",
     "DistillationLoss": "g2l_plugin.distillation.losses",
     "DistillationModule": "g2l_plugin.distillation.module",

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from typing_extensions import override
 
 from g2l_plugin.distillation.agreement import Agreement
+from g2l_plugin.distillation.data_wait import WaitClock
 from g2l_plugin.distillation.losses import DistillationLoss, LogSumLoss
 from g2l_plugin.distillation.objective import CombinedObjective
 from g2l_plugin.distillation.record import (
@@ -56,6 +57,7 @@ class DistillationModule(ModelModule):
         agreement: What all devices know of the last step.
         stop_wished: Set to ask all devices to end.
         save_wished: Set to ask all devices for a checkpoint.
+        wait_clock: Measures how long the device waits for data, where that is wanted.
     """
 
     def __init__(
@@ -128,6 +130,7 @@ class DistillationModule(ModelModule):
         self.agreement = Agreement()
         self.stop_wished = False
         self.save_wished = False
+        self.wait_clock: WaitClock | None = None
         self.tiles_seen = 0
         self.finished = False
         self.alignment: dict[str, float] = {}
@@ -180,6 +183,17 @@ class DistillationModule(ModelModule):
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
         """Embeds images in [0, 1] (B, 3, H, W) with the student, (B, D)."""
         return self.student(tensor)
+
+    @override
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if self.wait_clock is not None and self.training:
+            self.wait_clock.batch_arrived()
+        return batch
+
+    @override
+    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
+        if self.wait_clock is not None:  # after the callbacks, which may have saved a checkpoint
+            self.wait_clock.start()
 
     @override
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> INPUT_BATCH:

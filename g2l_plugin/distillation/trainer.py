@@ -23,6 +23,7 @@ from g2l_plugin.distillation.checkpoint_io import (
     find_damage,
     newest_whole,
 )
+from g2l_plugin.distillation.data_wait import DataWait
 from g2l_plugin.distillation.guard import LossGuard
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.record import KEY
@@ -76,7 +77,8 @@ class KDTrainer(Trainer):
             publish: Where the student goes on the Hub at the end; nowhere without a `repo_id`. When
                 that fails, checkpoints and student are in the run's folder all the same, but eva
                 does not come to write its results.json.
-            callbacks: As in `eva.Trainer`; a `LossGuard` is added where there is none.
+            callbacks: As in `eva.Trainer`; a `LossGuard` and a `DataWait` are added where there is
+                none.
             plugins: As in `eva.Trainer`; checkpoints are written by `AtomicCheckpointIO` where
                 there is no other.
             kwargs: Keyword arguments of `eva.Trainer`.
@@ -85,9 +87,10 @@ class KDTrainer(Trainer):
         self.resume = resume
         self._run_id: int | None = None
         self._searched = False
+        callbacks = _with_default(callbacks, LossGuard, LossGuard)
         super().__init__(
             *args,
-            callbacks=_with_default(callbacks, LossGuard, LossGuard),
+            callbacks=_with_default(callbacks, DataWait, DataWait),
             plugins=_with_default(plugins, CheckpointIO, AtomicCheckpointIO),
             **kwargs,
         )
