@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,8 @@ class RunCheckpoint(ModelCheckpoint):
 
     All devices save at the same step, after its optimizer step. On SIGTERM or SIGINT they save and
     exit with 143 or 130. A checkpoint that cannot be written is a warning: the run goes on, and the
-    one before stays. At the end `KDTrainer` writes `last.ckpt`.
+    one before stays. On a single device, one is written too when the next batch cannot be read. At
+    the end `KDTrainer` writes `last.ckpt`.
     """
 
     def __init__(
@@ -49,6 +51,7 @@ class RunCheckpoint(ModelCheckpoint):
         self._saved_at = time.monotonic()
         self._step = 0
         self._ends = False
+        self._reads = False
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -64,6 +67,12 @@ class RunCheckpoint(ModelCheckpoint):
             for partial in Path(str(self.dirpath)).glob(".*.ckpt.*.part"):
                 partial.unlink(missing_ok=True)
         self._interruption.start()
+
+    @override
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        self._reads = False
 
     @override
     def on_train_batch_end(
@@ -85,9 +94,17 @@ class RunCheckpoint(ModelCheckpoint):
             return
         due = trainer.global_step % self._every_n_train_steps == 0
         if due or self._ends or (known is not None and known.save):
-            self._save(trainer)
+            error = self._save(trainer)
+            if error is not None:
+                _warn(trainer, f"{error} The run goes on; kept: {self._kept}.")
         if self._ends:
+            _warn(
+                trainer,
+                f"Ended at step {trainer.global_step:,} as asked; kept: {self._kept}. The same "
+                "command goes on from there (`resume: auto`).",
+            )
             raise SystemExit(self._interruption.exit_status)
+        self._reads = True
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -98,6 +115,15 @@ class RunCheckpoint(ModelCheckpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self._interruption.stop()
+        # Between two steps all that counts is whole; within one, or with other devices, it is not.
+        if self._reads and trainer.world_size == 1 and isinstance(exception, Exception):
+            with contextlib.suppress(UserError):  # weights that are not worth it
+                self._save(trainer)
+            _warn(trainer, f"Ended at step {trainer.global_step:,}; kept: {self._kept}.")
+
+    @override
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._reads = False
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -105,7 +131,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves nothing: no metric decides what is kept."""
+        self._reads = True  # and saves nothing: no metric decides what is kept
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -115,24 +141,21 @@ class RunCheckpoint(ModelCheckpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """There is none."""
 
-    def _save(self, trainer: pl.Trainer) -> None:
+    @property
+    def _kept(self) -> str:
+        return self.last_model_path or "nothing"
+
+    def _save(self, trainer: pl.Trainer) -> str | None:
+        """Saves and removes what is old; why that could not be, None where it could."""
         # When it fails too: the next try is after as much time as the next save would be.
         self._saved_at = time.monotonic()
         path = Path(str(self.dirpath)) / step_file(trainer.global_step)
-        if (error := save_jointly(trainer, path)) is None:
+        error = save_jointly(trainer, path)
+        if error is None:
             self.last_model_path = self.best_model_path = str(path)
             if trainer.is_global_zero:
                 self._remove_old(path)
-        elif trainer.is_global_zero:
-            logger.warning(f"{error} The run goes on; kept: {self.last_model_path or 'nothing'}.")
-        if self._ends and trainer.is_global_zero:
-            kept = self.last_model_path
-            logger.warning(
-                f"Ended at step {trainer.global_step:,} as asked. The same command goes on from "
-                f"{kept} (`resume: auto`, or RESUME={kept})."
-                if kept
-                else f"Ended at step {trainer.global_step:,} as asked, without a checkpoint."
-            )
+        return error
 
     def _remove_old(self, newest: Path) -> None:
         """Removes all but the newest by the time of writing: damaged ones may be of later steps."""
@@ -141,6 +164,11 @@ class RunCheckpoint(ModelCheckpoint):
         others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         for path in others[self.keep - 1 :]:
             path.unlink(missing_ok=True)
+
+
+def _warn(trainer: pl.Trainer, message: str) -> None:
+    if trainer.is_global_zero:
+        logger.warning(message)
 
 
 def save_jointly(trainer: pl.Trainer, path: Path) -> str | None:

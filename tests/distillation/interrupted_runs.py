@@ -20,6 +20,7 @@ from g2l_plugin.distillation.run_checkpoint import RunCheckpoint
 from g2l_plugin.distillation.schedule import CosineSchedule, LossEarlyStopping
 from g2l_plugin.distillation.trainer import KDTrainer
 from g2l_plugin.encoders.load import EncoderSource
+from g2l_plugin.files import write_text
 from g2l_plugin.slides.data_module import TileDataModule
 from g2l_plugin.slides.tiles import TileDataset
 from g2l_plugin.slides.views import AugmentedView
@@ -34,7 +35,7 @@ class Started(pl.Callback):
         self.marker = marker
 
     def on_train_start(self, trainer, pl_module):
-        self.marker.write_text(str(trainer.global_step))
+        write_text(self.marker, str(trainer.global_step))  # read as soon as it is there
 
 
 def train(folder, root):

@@ -13,15 +13,18 @@ from g2l_plugin.errors import UserError
 class Run:
     """What the callback sees of a trainer and a module."""
 
-    is_global_zero, ckpt_path, loggers = True, None, ()
+    is_global_zero, ckpt_path, loggers, world_size = True, None, (), 1
     strategy = SimpleNamespace(barrier=lambda name: None, broadcast=lambda value: value)
 
     def __init__(self, folder):
         self.log_dir, self.global_step, self.full = str(folder), 0, False
         self.agreement = SimpleNamespace(known=None)
+        self.bad = False
         self.stop_wished = self.save_wished = False
 
     def save_checkpoint(self, path, weights_only):
+        if self.bad:
+            raise UserError("The loss is nan.")
         if self.full:
             raise CheckpointWriteError(f"{path} cannot be written.")
         path.parent.mkdir(exist_ok=True)
@@ -113,6 +116,21 @@ def test_a_damaged_file_of_a_later_step_does_not_take_the_place_of_a_good_one(ma
     run.step(callback, 2)
     assert kept(tmp_path) == [2]
     callback.on_train_end(run, run)
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"), [("reading", [3]), ("step", []), ("validation", []), ("bad", [])]
+)
+def test_what_ends_a_run_between_two_steps_loses_none(make, tmp_path, where, expected):
+    callback, run = make(every_n_train_steps=100)
+    run.step(callback, 3)
+    if where == "step":
+        callback.on_train_batch_start(run, run, None, 0)
+    if where == "validation":
+        callback.on_validation_start(run, run)
+    run.bad = where == "bad"
+    callback.on_exception(run, run, UserError("A process that reads tiles died."))
+    assert kept(tmp_path) == expected
 
 
 @pytest.mark.parametrize(

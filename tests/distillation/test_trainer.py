@@ -1,12 +1,15 @@
 import csv
 import gc
 import json
+import multiprocessing
+import shutil
 
 import pytest
 import timm
 import torch
 from eva.core import DataLoader, DataloadersSchema, DataModule, DatasetsSchema, Interface
 from helpers import TINY, WIDER, damage, save_tiny_model
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import Dataset
@@ -361,3 +364,30 @@ def test_a_run_is_resumed_with_its_own_tiles_only(make_run, slide_tiles, tmp_pat
     )
     with pytest.raises(UserError, match="run on other tiles.*RESUME=null"):
         trainer.fit(second, datamodule=data)
+
+
+def test_a_worker_that_dies_is_told_and_nothing_is_lost(make_run, slide_tiles, tmp_path):
+    trainer, whole, data = make_run(max_steps=9, tiles=slide_tiles())
+    trainer.fit(whole, datamodule=data)
+
+    class Kill(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            if trainer.global_step == 3:
+                for worker in multiprocessing.active_children():
+                    worker.kill()
+                    worker.join()
+
+    options = {"max_steps": 9, "tiles": slide_tiles(), "resume": "auto"}
+    shutil.rmtree(tmp_path / "logs")
+    trainer, first, data = make_run(callbacks=[Kill()], **options)
+    data.dataloaders.train.num_workers = 1
+    data.dataloaders.train.prefetch_factor = 1
+    with pytest.raises(UserError, match="A process that reads tiles died"):
+        trainer.fit(first, datamodule=data)
+    step = first.global_step
+    assert step >= 3
+    assert (run_folder(tmp_path) / "checkpoints" / f"step={step:08d}.ckpt").is_file()
+    trainer, second, data = make_run(**options)
+    trainer.fit(second, datamodule=data)
+    for key, value in whole.state_dict().items():
+        assert torch.equal(second.state_dict()[key], value), key
