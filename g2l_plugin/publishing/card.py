@@ -17,8 +17,8 @@ _FILES = importlib.resources.files("g2l_plugin.publishing")
 _RECIPE = ("trainer", "model", "data")
 # Of the machine, of watching the run, or with a place of its own in the card.
 _NO_HYPERPARAMETERS = re.compile(
-    r"root|dir|path|logger|Logger|ProgressBar|Checkpoint|Report|teacher$|student$|cancer|benchmark|publish"
-    r"|n_runs|sanity|summary|every_n|val_check|resume|workers|^val$"
+    r"root|dir|path|cache|logger|Logger|ProgressBar|Checkpoint|Report|teacher$|student$|cancer"
+    r"|benchmark|publish|n_runs|sanity|summary|every_n|val_check|resume|workers|^val$"
 )
 
 
@@ -141,7 +141,7 @@ def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
 
     def walk(value: Any, names: tuple[str, ...]) -> None:
-        if isinstance(value, list):
+        if isinstance(value, list) and any(isinstance(item, dict) for item in value):
             for item in value:
                 if isinstance(item, dict) and "class_path" in item:
                     walk({_class_name(item): item.get("init_args", {})}, names)

@@ -36,6 +36,8 @@ CONFIG = {
         "class_path": "g2l_plugin.DistillationModule",
         "init_args": {
             "teacher": {"source": "secret/path"},
+            "teacher_cache": "secret/path/to/cache",
+            "teacher_weights": [2, 1],
             "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.0001}},
         },
     },
@@ -101,6 +103,7 @@ def test_metadata_is_what_the_hub_reads():
         "39,488",
         "7,500,000 tiles of 1,000 whole slides from 2 centres (A1: 600, B6: 400)",
         "1.50 hours on 2 x NVIDIA H200",
+        "| model.teacher_weights | [2, 1] |",
         "| model.optimizer | AdamW |",
         "| model.optimizer.lr | 0.0001 |",
         "| data.datasets.train.width | 256 |",
