@@ -73,6 +73,28 @@ def test_a_run_on_packed_tiles_needs_no_slides(folder, slides, index, run):
     assert len(list((folder / "packed_logs").rglob("student/model.safetensors"))) == 1
 
 
+def test_the_options_for_scale_are_taken_from_the_environment(folder, run):
+    options = {
+        "MICRO_BATCH_SIZE": 8,
+        "WIDTHS": "[16]",
+        "ACCUMULATE_GRAD_BATCHES": 2,
+        "N_VIEWS": 1,
+        "TEACHER_CACHE": folder / "cache",
+        "MAX_STEPS": 16,
+        "RESUME": "null",
+    }
+    result = run("scale_logs", **options)
+    assert result.returncode == 0, result.stderr
+    assert list((folder / "cache").rglob("view-0000/part-*.safetensors"))
+    (card,) = (folder / "scale_logs").rglob("student/README.md")
+    text = " ".join(card.read_text().split())
+    assert "512 augmented tiles in 16 steps" in text
+    assert "The first 16 features were distilled by themselves too" in text
+    for setting in ("model.micro_batch_size | 8", "accumulate_grad_batches | 2", "n_views | 1"):
+        assert setting in text
+    assert "teacher_cache" not in text  # a place of this machine
+
+
 def test_two_devices_share_the_tiles_and_publish_one_student(folder, index, run):
     damage(folder / "cohort" / "slides" / "north-000.tiff", 0, [9])  # perhaps seen by one of them
     result = run("two_logs", NUM_DEVICES=2)  # into a second epoch
