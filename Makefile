@@ -31,3 +31,6 @@ bench:
 	python benchmarks/sharpness.py
 	python benchmarks/giant_teacher.py
 	python benchmarks/probing.py
+	python benchmarks/training.py
+	python benchmarks/teacher_cache.py
+	python benchmarks/cost.py > docs/cost.md

@@ -1,0 +1,163 @@
+"""Computes what a run costs: hours, disk and money, as the page docs/cost.md.
+
+A tile costs the teacher's forward pass and three of the student's, counted on the architectures.
+A device does so many of them as its nominal speed, times the share of it that a large matrix
+product reaches, times the share of that product that training reaches, allows.
+
+The share of training is assumed unless --training gives the results of `training.py` on a GPU. So
+are prices, the size of slides and what other GPUs reach in a product: the options change them.
+
+Run: python benchmarks/cost.py > docs/cost.md
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+from pathlib import Path
+
+from training_options import IMAGE_SIZE, describe_network
+
+TEACHER, STUDENT = "hf-hub:bioptimus/H-optimus-0", "hf-hub:histai/hibou-L"
+
+PRODUCT_SHARE = 790 / 989
+"""Of the nominal speed, in a large matrix product in bfloat16: measured on an H200."""
+
+TILES_PER_CORE = {"slides": 126, "packed": 1241}
+"""Tiles/s that a core reads, of slides of 0.25 µm/px: the table in the README."""
+
+BYTES_PER_WEIGHT = 12
+"""Weight and AdamW's two moments, in float32: what a checkpoint holds."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Machine:
+    """GPUs that a run has.
+
+    Attributes:
+        gpu: Their name.
+        n: How many.
+        tflops: Nominal dense bfloat16 speed of one, in TFLOP/s, as its maker states it.
+        dollars: Assumed price of an hour of one.
+    """
+
+    gpu: str
+    n: int
+    tflops: float
+    dollars: float
+
+
+MACHINES = (
+    Machine("H200", 1, 989, 3.5),
+    Machine("RTX A6000", 3, 154.8, 0.8),
+    Machine("H100", 8, 989, 2.5),
+)
+
+
+def read_share(path: Path) -> tuple[float, str]:
+    """The best share of the limit that `eva fit` reached, and where."""
+    results = json.loads(path.read_text())
+    best = max(
+        (found["ways"]["eva"]["of_limit"][1], found["batch_size"])
+        for found in results["comparisons"]
+        if found["ways"].get("eva")
+    )
+    return best[0], f"measured on {results['device']} at batches of {best[1]}"
+
+
+def page(options: argparse.Namespace) -> str:
+    """The page, in Markdown."""
+    networks = {name: describe_network(name).describe(IMAGE_SIZE) for name in (TEACHER, STUDENT)}
+    teacher, student = networks[TEACHER], networks[STUDENT]
+    flops = teacher["flops"] + 3 * student["flops"]
+    cached = 3 * student["flops"]
+    share, of_share = 0.6, "assumed: our goal; no GPU has measured it yet"
+    if options.training is not None:
+        share, of_share = read_share(options.training)
+    tiles = options.slides * options.tiles_per_slide
+    rows = []
+    for machine in MACHINES:
+        speed = machine.n * machine.tflops * 1e12 * PRODUCT_SHARE * share
+        rate = speed / flops
+        hours, hours_cached = tiles / rate / 3600, tiles * cached / speed / 3600
+        price = options.price.get(machine.gpu, machine.dollars)
+        cores = {name: rate / each for name, each in TILES_PER_CORE.items()}
+        rows.append(
+            f"| {machine.n} x {machine.gpu} | {rate:,.0f} | {hours:,.1f} | {hours_cached:,.1f} "
+            f"| {cores['slides']:,.1f} | {cores['packed']:,.1f} | {price:.2f} "
+            f"| {hours * machine.n * price:,.0f} |"
+        )
+    weights = student["parameters"] + (student["features"] + 1) * teacher["features"]
+    checkpoint = weights * BYTES_PER_WEIGHT
+    disk = {
+        f"{options.slides:,} slides of {options.gb_per_slide:g} GB": options.slides
+        * options.gb_per_slide
+        * 1e9,
+        f"tiles packed as JPEG, {options.kb_per_tile:g} kB each (optional)": tiles
+        * options.kb_per_tile
+        * 1e3,
+        "three checkpoints (two are kept, one is written)": 3 * checkpoint,
+        "last.ckpt": checkpoint,
+        "the published student": 4 * student["parameters"],
+        f"the teacher's weights, {teacher['parameters'] / 1e6:,.1f} M in float32": 4
+        * teacher["parameters"],
+        "the teacher's embeddings of one view of each tile, float32 (optional)": tiles
+        * teacher["features"]
+        * 4,
+    }
+    lines = [
+        "# What a breast run costs",
+        "",
+        "Written by `python benchmarks/cost.py > docs/cost.md`; options change what is assumed.",
+        "",
+        f"{options.slides:,} slides of {options.tiles_per_slide:,} tiles are {tiles / 1e6:,.1f} M "
+        f"tiles. A tile costs {flops / 1e9:,.1f} GFLOP: the teacher's forward pass "
+        f"({teacher['flops'] / 1e9:,.1f}) and three of the student's "
+        f"({student['flops'] / 1e9:,.1f}), counted. A device reaches {PRODUCT_SHARE:.0%} of its "
+        "nominal speed in a large matrix product (790 of 989 TFLOP/s, measured on an H200, assumed "
+        f"of the others), and training {share:.0%} of that ({of_share}).",
+        "",
+        "One pass over all tiles:",
+        "",
+        "| GPUs | tiles/s | hours | hours, teacher cached | cores that read slides "
+        "| cores that read packed tiles | $ a GPU-hour | $ |",
+        "|---|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+        f"The recipe's bound, 100,000 steps of 32 tiles, is on one device {3.2e6 / tiles:.0%} of "
+        "a pass; its early stop may end a run sooner. Prices, and sizes of slides and packed "
+        "tiles, are assumed. Several devices are taken to lose nothing: the gradients of a step, "
+        f"{4 * weights / 1e9:.1f} GB, are sent while the backward pass goes on. What a core reads "
+        "is measured (README).",
+        "",
+        "| disk | GB |",
+        "|---|---|",
+        *(f"| {name} | {size / 1e9:,.1f} |" for name, size in disk.items()),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def parse_price(text: str) -> tuple[str, float]:
+    """Reads GPU=DOLLARS."""
+    name, _, value = text.partition("=")
+    return name, float(value)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--training", type=Path, help="results of training.py on a GPU")
+    parser.add_argument("--slides", type=int, default=1000)
+    parser.add_argument("--tiles-per-slide", type=int, default=7500)
+    parser.add_argument("--gb-per-slide", type=float, default=1.0)
+    parser.add_argument("--kb-per-tile", type=float, default=25.0)
+    parser.add_argument(
+        "--price", type=parse_price, action="append", default=[], metavar="GPU=DOLLARS"
+    )
+    options = parser.parse_args()
+    options.price = dict(options.price)
+    print(page(options), end="")
+
+
+if __name__ == "__main__":
+    main()

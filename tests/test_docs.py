@@ -1,0 +1,37 @@
+import json
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+
+
+def cost(*arguments):
+    result = subprocess.run(
+        [sys.executable, ROOT / "benchmarks" / "cost.py", *arguments],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return result.stdout
+
+
+def test_the_page_of_costs_is_what_its_script_writes():
+    assert cost() == (ROOT / "docs" / "cost.md").read_text()
+
+
+def test_costs_follow_what_was_measured(tmp_path):
+    ways = {"eva": {"of_limit": [0.2, 0.3, 0.4]}}
+    results = {"device": "a GPU", "comparisons": [{"batch_size": 512, "ways": ways}]}
+    (tmp_path / "training.json").write_text(json.dumps(results))
+    page = cost("--training", tmp_path / "training.json", "--price", "H200=7")
+    assert "training 30% of that (measured on a GPU at batches of 512)" in page
+    row = next(line for line in page.splitlines() if line.startswith("| 1 x H200"))
+    rate, hours, cached, _, _, price, total = (
+        float(cell.replace(",", "")) for cell in row.strip("| ").split("|")[1:]
+    )
+    # arXiv 2510.11176's networks: 1,102.9 GFLOP a tile, of which 494.4 are the student's.
+    assert rate == pytest.approx(790e12 * 0.3 / 1102.9e9, rel=0.01)
+    assert hours == pytest.approx(7.5e6 / rate / 3600, abs=0.06)
+    assert cached == pytest.approx(hours * 494.4 / 1102.9, abs=0.06)
+    assert total == pytest.approx(7 * 7.5e6 / rate / 3600, abs=0.6) and price == 7
