@@ -110,7 +110,7 @@ class DataWait(pl.Callback):
         if (self._steps - _WARM_UP) % self.every_n_steps:
             return
         waited, total = self._clock.take()
-        pl_module.log("train/data_wait", waited / max(total, 1e-9), rank_zero_only=True)
+        pl_module.log_from_host("train/data_wait", waited / max(total, 1e-9))
         self._sums = (self._sums[0] + waited, self._sums[1] + total)
         if self._steps - _WARM_UP >= 100 and not self._warned:
             self._warn(trainer)

@@ -1,4 +1,4 @@
-"""Being asked to end: by a scheduler (SIGTERM) or from the keyboard (SIGINT)."""
+"""Being asked to end: by a scheduler (SIGTERM, SIGUSR1) or from the keyboard (SIGINT)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 class Interruption:
-    """Takes note of SIGTERM and SIGINT instead of ending at once; a second SIGINT ends at once.
+    """Takes note of signals instead of ending at once; a second SIGINT ends at once.
 
     Attributes:
         wished: The signal that was received; None before one was.
@@ -24,7 +24,7 @@ class Interruption:
     def start(self) -> None:
         """Catches signals from here on; in a thread beside the main one there are none to catch."""
         if threading.current_thread() is threading.main_thread() and not self._previous:
-            for number in (signal.SIGTERM, signal.SIGINT):
+            for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
                 self._previous[number] = signal.signal(number, self._take_note)
 
     def stop(self) -> None:

@@ -218,19 +218,26 @@ class DistillationModule(ModelModule):
             metadata.get("tile"),
             self.view.number(metadata.get("epoch", 0)),
             self.micro_batch_size,
+            metadata.get("stands_in"),
         )
         student = self._embed_student(batch.data)
         loss = self.objective(
             self._gather_rows(student), [self._gather_rows(teacher) for teacher in teachers]
         )
-        self.log("train/loss", loss)
+        self.agreement.exchange(
+            self.global_step, loss, self.stop_wished, self.save_wished, self._mean_over_devices
+        )
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             group = self.optimizers().param_groups[0]
-            self.log_dict({"train/lr": group["lr"], "train/weight_decay": group["weight_decay"]})
-        self.agreement.exchange(
-            self.global_step, loss, self.stop_wished, self.save_wished, self.trainer.strategy.reduce
-        )
+            self.log_from_host("train/lr", group["lr"])
+            self.log_from_host("train/weight_decay", group["weight_decay"])
+            if self.agreement.known is not None:
+                self.log_from_host("train/loss", self.agreement.known.loss)
         return {"loss": loss}
+
+    def log_from_host(self, name: str, value: float) -> None:
+        """Logs a value that the host knows: one of the device, or sent to it, is waited for."""
+        self.log(name, torch.tensor(value), rank_zero_only=True)
 
     @override
     def validation_step(self, batch: INPUT_BATCH, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
@@ -369,7 +376,7 @@ class DistillationModule(ModelModule):
         self.teachers.open_caches(
             Path(root),
             self.view.settings(),
-            str(self.trainer.precision),
+            f"{self.trainer.precision}, {self.device.type}{', compiled' * self.compile_encoders}",
             fingerprint(),
             len(tiles),
         )
@@ -378,6 +385,13 @@ class DistillationModule(ModelModule):
         """The dataset that is trained on; None where it is not eva's data module's."""
         datasets = getattr(getattr(self._trainer, "datamodule", None), "datasets", None)
         return getattr(datasets, "train", None)
+
+    def _mean_over_devices(self, values: torch.Tensor) -> torch.Tensor:
+        """Averages values in place; Lightning's own has a barrier, which waits for the device."""
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(values)
+            values /= self.trainer.world_size
+        return values
 
     def _gather_rows(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Embeddings of all devices, (devices * B, D), through which gradients flow back."""

@@ -65,7 +65,7 @@ class DistillationProgressBar(ProgressBar):
         then, tiles_then = self._since
         self._since = (now, tiles)
         tiles_per_second = (tiles - tiles_then) / max(now - then, 1e-9)
-        pl_module.log("train/tiles_per_second", tiles_per_second, rank_zero_only=True)
+        pl_module.log_from_host("train/tiles_per_second", tiles_per_second)
         known = pl_module.agreement.known  # of the step before: nothing waits for the device
         loss = f"loss={known.loss:.3f}, " if known is not None else ""
         self._bar.set_postfix_str(f"{loss}{tiles_per_second:.0f} tiles/s", refresh=False)

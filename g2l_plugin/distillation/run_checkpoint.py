@@ -9,6 +9,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from loguru import logger
 from typing_extensions import override
 
@@ -20,10 +21,10 @@ from g2l_plugin.errors import UserError
 class RunCheckpoint(ModelCheckpoint):
     """Keeps the newest checkpoints of a run, `checkpoints/step=NNNNNNNN.ckpt` in its folder.
 
-    All devices save at the same step, after its optimizer step. On SIGTERM or SIGINT they save and
-    exit with 143 or 130. A checkpoint that cannot be written is a warning: the run goes on, and the
-    one before stays. On a single device, one is written too when the next batch cannot be read. At
-    the end `KDTrainer` writes `last.ckpt`.
+    All devices save at the same step, after its optimizer step. On SIGTERM, SIGUSR1 or SIGINT they
+    save and exit with 143, 138 or 130. A checkpoint that cannot be written is a warning: the run
+    goes on, and the one before stays. On a single device, one is written too when the next batch
+    cannot be read. At the end `KDTrainer` writes `last.ckpt`.
     """
 
     def __init__(
@@ -49,9 +50,10 @@ class RunCheckpoint(ModelCheckpoint):
         self.keep = keep
         self._interruption = Interruption()
         self._saved_at = time.monotonic()
-        self._step = 0
+        self._step = self._saved_step = 0
         self._ends = False
-        self._reads = False
+        self._place: Any = None
+        self._place_before: Any = None
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -67,12 +69,8 @@ class RunCheckpoint(ModelCheckpoint):
             for partial in Path(str(self.dirpath)).glob(".*.ckpt.*.part"):
                 partial.unlink(missing_ok=True)
         self._interruption.start()
-
-    @override
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        self._reads = False
+        # Lightning asks all devices for SIGTERM before each batch, and waits for the answer.
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _not_needed  # type: ignore
 
     @override
     def on_train_batch_end(
@@ -89,12 +87,16 @@ class RunCheckpoint(ModelCheckpoint):
         known = pl_module.agreement.known
         self._ends |= known is not None and known.stop
         # Within accumulated batches there are gradients, which a checkpoint does not hold.
+        self._place = None
         stepped, self._step = trainer.global_step > self._step, trainer.global_step
         if not stepped:
             return
         due = trainer.global_step % self._every_n_train_steps == 0
-        if due or self._ends or (known is not None and known.save):
+        # A wish takes two steps to be known: those from before a save are met by it.
+        wished = known is not None and known.save and known.step >= self._saved_step
+        if due or self._ends or wished:
             error = self._save(trainer)
+            pl_module.save_wished = False
             if error is not None:
                 _warn(trainer, f"{error} The run goes on; kept: {self._kept}.")
         if self._ends:
@@ -103,27 +105,30 @@ class RunCheckpoint(ModelCheckpoint):
                 f"Ended at step {trainer.global_step:,} as asked; kept: {self._kept}. The same "
                 "command goes on from there (`resume: auto`).",
             )
-            raise SystemExit(self._interruption.exit_status)
-        self._reads = True
+            raise SystemExit(self._exit_status(trainer))
+        self._place = _place(trainer)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._interruption.stop()
+        self._place = None
 
     @override
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self._interruption.stop()
-        # Between two steps all that counts is whole; within one, or with other devices, it is not.
-        if self._reads and trainer.world_size == 1 and isinstance(exception, Exception):
+        # Between a step and the next batch all that counts is whole; later, or with other devices,
+        # it is not.
+        whole = self._place is not None and self._place == _place(trainer)
+        if whole and trainer.world_size == 1 and isinstance(exception, Exception):
             with contextlib.suppress(UserError):  # weights that are not worth it
                 self._save(trainer)
             _warn(trainer, f"Ended at step {trainer.global_step:,}; kept: {self._kept}.")
 
     @override
     def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._reads = False
+        self._place_before, self._place = self._place, None
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -131,7 +136,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._reads = True  # and saves nothing: no metric decides what is kept
+        self._place = self._place_before  # and saves nothing: no metric decides what is kept
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -148,7 +153,7 @@ class RunCheckpoint(ModelCheckpoint):
     def _save(self, trainer: pl.Trainer) -> str | None:
         """Saves and removes what is old; why that could not be, None where it could."""
         # When it fails too: the next try is after as much time as the next save would be.
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), trainer.global_step
         path = Path(str(self.dirpath)) / step_file(trainer.global_step)
         error = save_jointly(trainer, path)
         if error is None:
@@ -157,6 +162,12 @@ class RunCheckpoint(ModelCheckpoint):
                 self._remove_old(path)
         return error
 
+    def _exit_status(self, trainer: pl.Trainer) -> int:
+        # Lightning kills the first process of a machine when one that it started there fails.
+        environment = getattr(trainer.strategy, "cluster_environment", None)
+        started = isinstance(environment, LightningEnvironment) and trainer.local_rank > 0
+        return 0 if started else self._interruption.exit_status
+
     def _remove_old(self, newest: Path) -> None:
         """Removes all but the newest by the time of writing: damaged ones may be of later steps."""
         others = [path for path in list_checkpoints(newest.parent.parent) if path != newest]
@@ -164,6 +175,16 @@ class RunCheckpoint(ModelCheckpoint):
         others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
         for path in others[self.keep - 1 :]:
             path.unlink(missing_ok=True)
+
+
+def _not_needed() -> None:
+    """Does nothing."""
+
+
+def _place(trainer: pl.Trainer) -> Any:
+    """The place in the data; None where the loader knows none."""
+    state = getattr(trainer.train_dataloader, "state_dict", None)
+    return state() if state is not None else None
 
 
 def _warn(trainer: pl.Trainer, message: str) -> None:

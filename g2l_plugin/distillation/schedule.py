@@ -92,6 +92,12 @@ class LossEarlyStopping(pl.Callback):
         self._losses: collections.deque[float] = collections.deque(maxlen=window)
 
     @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # A run that was ended after this had stopped it, and before it could end.
+        if self.exceedances > self.max_exceedances:
+            trainer.should_stop = True
+
+    @override
     def on_train_batch_end(
         self,
         trainer: pl.Trainer,

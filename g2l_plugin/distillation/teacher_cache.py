@@ -89,13 +89,14 @@ class TeacherCache:
         Args:
             tiles: Numbers of tiles, int64 (B,).
             view: Number of the view.
-            embeddings: (B, D), on any device, which is not waited for.
+            embeddings: (B, D), on any device. What the device still computes is not waited for.
         """
         if self._writes and len(tiles):
-            self._waiting.append((tiles, view, start_copy(embeddings)))
             # Only whole batches: what a run that was killed computes again is a whole batch too.
+            # Not with this one: the device would have nothing to do until it is through with it.
             if sum(len(tiles) for tiles, _, _ in self._waiting) >= self._rows_in_part:
                 self.flush()
+            self._waiting.append((tiles, view, start_copy(embeddings)))
 
     def flush(self) -> None:
         """Writes what was taken."""

@@ -62,13 +62,14 @@ class Teachers(nn.Module):
         Args:
             root: Folder of all caches.
             view: Settings of the views.
-            precision: Lightning's precision.
+            precision: Whatever else the embeddings are rounded by.
             fingerprint: Hash of the tiles.
             n_tiles: How many there are.
 
         Raises:
             UserError: A teacher has random weights, or none that have a hash.
         """
+        self._caches = []
         for source, encoder in zip(self._sources, self.encoders, strict=True):
             if encoder.provenance.sha256 is None or not encoder.provenance.pretrained:
                 raise UserError(
@@ -89,7 +90,12 @@ class Teachers(nn.Module):
             self._caches.append(TeacherCache(root, key, n_tiles))
 
     def embed_tiles(
-        self, images: torch.Tensor, tiles: np.ndarray | None, view: int, at_once: int | None = None
+        self,
+        images: torch.Tensor,
+        tiles: np.ndarray | None,
+        view: int,
+        at_once: int | None = None,
+        stands_in: np.ndarray | None = None,
     ) -> list[torch.Tensor]:
         """Embeds views of tiles; with caches, only those that they do not hold.
 
@@ -98,6 +104,8 @@ class Teachers(nn.Module):
             tiles: Numbers of the tiles, on the host, int64 (B,); None where they have none.
             view: Number of the view.
             at_once: Images that go through an encoder at once; None takes all.
+            stands_in: Which images are not of their tile but of one that stands in for it, bool
+                (B,): no cache holds those. None: none.
 
         Returns:
             Embeddings of each teacher, (B, teacher_dim), which autograd may keep.
@@ -112,8 +120,9 @@ class Teachers(nn.Module):
                 "`teacher_cache` needs tiles that have numbers. Use g2l_plugin.TileDataModule, or "
                 "set it (TEACHER_CACHE) to null."
             )
+        of_tile = np.ones(len(tiles), bool) if stands_in is None else ~stands_in
         return [
-            _embed_missing(encoder, cache, images, tiles, view, at_once)
+            _embed_missing(encoder, cache, images, tiles, of_tile, view, at_once)
             for encoder, cache in zip(self.encoders, self._caches, strict=True)
         ]
 
@@ -129,7 +138,11 @@ class Teachers(nn.Module):
 
 
 def _embed(encoder: Encoder, images: torch.Tensor, at_once: int | None) -> torch.Tensor:
-    with torch.inference_mode():
+    # Weights of half precision need no autocast: it would only bring layer norms to float32, whose
+    # results the next layer rounds all the same.
+    half = next(encoder.parameters()).dtype != torch.float32
+    mixed = torch.is_autocast_enabled(images.device.type) and not half
+    with torch.inference_mode(), torch.autocast(images.device.type, enabled=mixed):
         embeddings = torch.cat([encoder(part) for part in images.split(at_once or len(images))])
     return embeddings.clone()  # one that autograd may keep
 
@@ -139,20 +152,27 @@ def _embed_missing(
     cache: TeacherCache,
     images: torch.Tensor,
     tiles: np.ndarray,
+    of_tile: np.ndarray,
     view: int,
     at_once: int | None,
 ) -> torch.Tensor:
-    held, rows = cache.get(tiles, view)
+    held = np.zeros(len(tiles), bool)
+    held[of_tile], rows = cache.get(tiles[of_tile], view)
+    missing = np.flatnonzero(~held)
+    if rows is not None and not missing.size:
+        return to_device(rows, images.device)
+    computed = _embed(encoder, _select(images, missing), at_once)
+    own = np.flatnonzero(of_tile[missing])
+    cache.put(tiles[missing[own]], view, _select(computed, own))
     if rows is None:
-        embeddings = _embed(encoder, images, at_once)
-        cache.put(tiles, view, embeddings)
-        return embeddings
-    read = to_device(rows, images.device)
-    if held.all():
-        return read
-    missing, present = (to_device(np.flatnonzero(part), images.device) for part in (~held, held))
-    computed = _embed(encoder, images.index_select(0, missing), at_once)
-    cache.put(tiles[~held], view, computed)
+        return computed
     embeddings = computed.new_empty((len(tiles), computed.shape[1]))
-    embeddings.index_copy_(0, present, read.to(computed.dtype))
-    return embeddings.index_copy_(0, missing, computed)
+    read = to_device(rows, images.device).to(computed.dtype)
+    for places, part in ((np.flatnonzero(held), read), (missing, computed)):
+        embeddings.index_copy_(0, to_device(places, images.device), part)
+    return embeddings
+
+
+def _select(rows: torch.Tensor, places: np.ndarray) -> torch.Tensor:
+    """Some rows of a tensor on any device, which is not waited for."""
+    return rows.index_select(0, to_device(places, rows.device))

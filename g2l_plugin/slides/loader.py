@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import itertools
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -115,8 +117,9 @@ class TileLoader:
     def __iter__(self) -> Iterator[INPUT_BATCH]:
         """Yields batches of tiles, uint8 (B, 3, height, width), pinned where there is a GPU.
 
-        The metadata of a batch are the numbers of its tiles in the dataset (`tile`, int64 (B,), on
-        the host) and the number of the epoch (`epoch`).
+        The metadata of a batch are, on the host, the numbers of its tiles in the dataset (`tile`,
+        int64 (B,)), for which of them others stand in (`stands_in`, bool (B,)), and the number of
+        the epoch (`epoch`).
 
         Raises:
             UserError: A worker died.
@@ -135,7 +138,7 @@ class TileLoader:
         slots = slots[np.argsort(mixing.content[slots])]
         held = [slots[i : i + self._block_tiles] for i in range(0, len(slots), self._block_tiles)]
         self._reads.blocks = [mixing.content[part] for part in held] + list(mixing.waiting)
-        blocks = iter(self._reader)
+        blocks = _start_reading(self._reader)
         buffer: torch.Tensor | None = None
         for batch in range(skip, len(self)):
             for slots in itertools.chain(held, mixing.fill()):
@@ -150,7 +153,11 @@ class TileLoader:
             tiles = buffer.new_empty((len(drawn), *buffer.shape[1:]), pin_memory=pinned)
             torch.index_select(buffer, 0, torch.from_numpy(drawn), out=tiles)
             self._place = {"epoch": epoch, "batches": batch + 1}
-            yield INPUT_BATCH(tiles, metadata={"tile": mixing.content[drawn], "epoch": epoch})
+            numbers = mixing.content[drawn]
+            stands_in = self.dataset.tiles.stands_in(numbers)
+            yield INPUT_BATCH(
+                tiles, metadata={"tile": numbers, "epoch": epoch, "stands_in": stands_in}
+            )
 
     def _mixing(self, epoch: int) -> MixingBuffer:
         rank, n_devices = _devices()
@@ -170,6 +177,15 @@ class _Reads:
 
     def __iter__(self) -> Iterator[list[int]]:
         return (block.tolist() for block in self.blocks)
+
+
+def _start_reading(reader: DataLoader) -> Iterator[torch.Tensor]:
+    """Starts the workers; that one has died is told where its tiles are waited for, not before."""
+    blocks = iter(reader)
+    # PyTorch's handler would raise in the midst of a step, or while a checkpoint is written.
+    if reader.num_workers and threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    return blocks
 
 
 def _start_worker(own: Callable[[int], None] | None, worker: int) -> None:

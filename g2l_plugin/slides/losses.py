@@ -32,6 +32,10 @@ class LostTiles:
     def __contains__(self, index: int) -> bool:
         return bool(self._flags.numpy()[index])  # ten times as fast as torch's own
 
+    def at(self, tiles: np.ndarray) -> np.ndarray:
+        """Which of some tiles are lost, bool (tiles,)."""
+        return self._flags.numpy()[tiles]
+
     def any(self, start: int, stop: int) -> bool:
         """Tells whether any of the tiles start to stop is lost."""
         return bool(self._flags[start:stop].any())

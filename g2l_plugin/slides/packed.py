@@ -62,6 +62,10 @@ class PackedTiles:
         data = torch.frombuffer(bytearray(self._shards[index]), dtype=torch.uint8)
         return decode_jpeg(data, mode=ImageReadMode.RGB)
 
+    def stands_in(self, tiles: np.ndarray) -> np.ndarray:
+        """For which of some tiles others were read: for none."""
+        return np.zeros(len(tiles), bool)
+
     def describe(self) -> str:
         """Says how many tiles there are, of what."""
         return f"{len(self):,} tiles of {len(self.group_sizes):,} shards in {self.root}"

@@ -100,6 +100,10 @@ class SlideTiles:
             "slides can be read. Bring the slides back, and resume from the last checkpoint."
         )
 
+    def stands_in(self, tiles: np.ndarray) -> np.ndarray:
+        """For which of some tiles others were read by this device's workers, bool (tiles,)."""
+        return self._lost.at(tiles)
+
     def lost(self) -> list[tuple[Path, int, int]]:
         """Slide and place (level 0) of the tiles that could not be read, in any process."""
         return [

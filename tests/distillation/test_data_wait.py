@@ -35,7 +35,7 @@ class Run:
         self.callback, self.now, self.logged = callback, now, []
         callback.on_train_start(self, self)
 
-    def log(self, name, value, rank_zero_only):
+    def log_from_host(self, name, value):
         self.logged.append((name, pytest.approx(value)))
 
     def steps(self, n, wait, work, after=0.0):

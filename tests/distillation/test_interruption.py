@@ -14,7 +14,9 @@ def interruption():
     interruption.stop()
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("number", "status"), [(signal.SIGTERM, 143), (signal.SIGUSR1, 138), (signal.SIGINT, 130)]
+)
 def test_a_signal_is_a_wish(interruption, number, status, capfd):
     assert interruption.wished is None
     signal.raise_signal(number)

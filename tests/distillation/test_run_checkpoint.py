@@ -2,9 +2,12 @@ import os
 from types import SimpleNamespace
 
 import pytest
+import torch
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from loguru import logger
 
-from g2l_plugin.distillation.agreement import Agreed
+from g2l_plugin.distillation.agreement import Agreed, Agreement
 from g2l_plugin.distillation.checkpoint_io import CheckpointWriteError
 from g2l_plugin.distillation.run_checkpoint import RunCheckpoint
 from g2l_plugin.errors import UserError
@@ -13,13 +16,16 @@ from g2l_plugin.errors import UserError
 class Run:
     """What the callback sees of a trainer and a module."""
 
-    is_global_zero, ckpt_path, loggers, world_size = True, None, (), 1
+    is_global_zero, ckpt_path, loggers, world_size, local_rank = True, None, (), 1, 0
     strategy = SimpleNamespace(barrier=lambda name: None, broadcast=lambda value: value)
+    fit_loop = SimpleNamespace(epoch_loop=SimpleNamespace())
 
     def __init__(self, folder):
         self.log_dir, self.global_step, self.full = str(folder), 0, False
         self.agreement = SimpleNamespace(known=None)
         self.bad = False
+        self.batches = 0
+        self.train_dataloader = SimpleNamespace(state_dict=lambda: {"batches": self.batches})
         self.stop_wished = self.save_wished = False
 
     def save_checkpoint(self, path, weights_only):
@@ -34,6 +40,7 @@ class Run:
     def step(self, callback, n=1, known=None):
         for _ in range(n):
             self.global_step += 1
+            self.batches += 1
             self.agreement.known = known
             callback.on_train_batch_end(self, self, None, None, 0)
 
@@ -74,6 +81,39 @@ def test_it_wishes_a_checkpoint_when_one_is_old_and_saves_what_all_agreed_on(mak
     assert kept(tmp_path) == [3]
     run.step(callback)
     assert not run.save_wished
+    callback.on_train_end(run, run)
+
+
+def test_a_wish_is_met_once_though_it_takes_two_steps_to_be_known(make, tmp_path):
+    callback, run = make(every_n_train_steps=100, every_minutes=1)
+    agreement, saved = Agreement(), []
+    for _ in range(30):
+        if run.global_step in (5, 20):
+            callback._saved_at -= 61
+        agreement.exchange(
+            run.global_step, torch.tensor(1.0), run.stop_wished, run.save_wished, lambda x: x
+        )
+        run.step(callback, known=agreement.known)
+        saved += [step for step in kept(tmp_path) if step not in saved]
+    assert saved == [8, 23]
+    callback.on_train_end(run, run)
+
+
+def test_a_process_that_lightning_started_leaves_the_status_to_the_first(make, monkeypatch):
+    for local_rank, status in ((0, 143), (1, 0)):
+        callback, run = make()
+        strategy = SimpleNamespace(**vars(run.strategy), cluster_environment=LightningEnvironment())
+        run.strategy, run.local_rank = strategy, local_rank
+        with pytest.raises(SystemExit) as left:
+            run.step(callback, known=Agreed(1, 1.0, stop=True))
+        assert left.value.code == status
+        callback.on_exception(run, run, left.value)
+
+
+def test_no_device_is_waited_for_to_hear_of_signals(make):
+    assert hasattr(_TrainingEpochLoop, "_broadcast_sigterm_tensor")  # or it has another name now
+    callback, run = make()
+    assert run.fit_loop.epoch_loop._broadcast_sigterm_tensor() is None
     callback.on_train_end(run, run)
 
 
@@ -119,15 +159,30 @@ def test_a_damaged_file_of_a_later_step_does_not_take_the_place_of_a_good_one(ma
 
 
 @pytest.mark.parametrize(
-    ("where", "expected"), [("reading", [3]), ("step", []), ("validation", []), ("bad", [])]
+    ("where", "expected"),
+    [
+        ("reading", [3]),
+        ("reading after validation", [3]),
+        ("step", []),
+        ("validation", []),
+        ("reading within accumulated batches", []),
+        ("after the last step", []),
+        ("bad", []),
+    ],
 )
 def test_what_ends_a_run_between_two_steps_loses_none(make, tmp_path, where, expected):
     callback, run = make(every_n_train_steps=100)
     run.step(callback, 3)
     if where == "step":
-        callback.on_train_batch_start(run, run, None, 0)
-    if where == "validation":
+        run.batches += 1
+    if where == "reading within accumulated batches":
+        callback.on_train_batch_end(run, run, None, None, 0)
+    if where == "after the last step":
+        callback.on_train_end(run, run)
+    if where not in ("reading", "step"):
         callback.on_validation_start(run, run)
+        if where != "validation":
+            callback.on_validation_end(run, run)
     run.bad = where == "bad"
     callback.on_exception(run, run, UserError("A process that reads tiles died."))
     assert kept(tmp_path) == expected

@@ -1,4 +1,5 @@
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -86,3 +87,14 @@ def test_a_resumed_stop_goes_on_where_it_was():
     second.load_state_dict(first.state_dict())
     assert ended + [second.exceeds(loss) for loss in losses[25:]] == expected
     assert True in expected
+
+
+@pytest.mark.parametrize(("limit", "stops"), [(2, True), (3, False)])
+def test_a_run_that_was_ended_after_its_early_stop_stops_at_once(limit, stops):
+    first, second = (LossEarlyStopping(2, limit, consecutive=True) for _ in range(2))
+    for loss in (1.0, 1.0, 2.0, 3.0, 4.0):
+        first.exceeds(loss)
+    second.load_state_dict(first.state_dict())
+    trainer = SimpleNamespace(should_stop=False)
+    second.on_train_start(trainer, None)
+    assert trainer.should_stop is stops

@@ -34,8 +34,8 @@ def test_what_one_run_has_put_another_gets(tmp_path):
     first.put(tiles, 0, rows(tiles))
     assert not first.get(tiles, 0)[0].any()  # not yet written
     first.put(tiles + 10, 0, rows(tiles + 10))
-    assert first.get(tiles, 0)[0].all()
     first.put(tiles, 2, rows(tiles, 2).bfloat16())
+    assert first.get(tiles, 0)[0].all() and not first.get(tiles, 2)[0].any()
     first.flush()
     second = TeacherCache(tmp_path, KEY, n_tiles=20)
     asked = np.array([11, 2, 7])
@@ -134,6 +134,35 @@ def test_only_what_is_not_held_is_computed(teachers, tmp_path):
     assert torch.equal(again, found)
     teachers.embed_tiles(images, tiles, 1)
     assert computed == [6, 4, 2, 6]
+
+
+def test_what_stands_in_for_a_tile_is_neither_kept_nor_taken(teachers):
+    images, tiles = torch.rand(6, 3, 32, 32), np.array([9, 4, 0, 2, 7, 5])
+    others = torch.tensor([False, True, False, False, True, False])
+    stand_ins = torch.where(others[:, None, None, None], torch.rand(6, 3, 32, 32), images)
+    (expected,) = teachers(stand_ins)
+    for _ in range(2):
+        (found,) = teachers.embed_tiles(stand_ins, tiles, 0, stands_in=others.numpy())
+        torch.testing.assert_close(found, expected)
+        teachers.flush_caches()
+    computed = []
+    teachers.encoders[0].register_forward_pre_hook(lambda _, given: computed.append(len(given[0])))
+    (found,) = teachers.embed_tiles(images, tiles, 0)
+    assert computed == [2]
+    torch.testing.assert_close(found, teachers(images)[0])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_teacher_computes_in_the_precision_of_its_weights(tmp_path, dtype):
+    teacher = save_tiny_model(tmp_path / "teacher", **WIDER)
+    teachers = Teachers([EncoderSource(f"local-dir:{teacher}", dtype=dtype)])
+    (encoder,), images, mixed = teachers.encoders, torch.rand(2, 3, 32, 32), []
+    encoder.register_forward_pre_hook(lambda *_: mixed.append(torch.is_autocast_enabled("cpu")))
+    with torch.autocast("cpu", torch.bfloat16):
+        (found,) = teachers(images)
+    assert mixed == [dtype == "float32"]
+    with torch.no_grad():
+        torch.testing.assert_close(found.float(), encoder(images).float(), rtol=0.05, atol=0.05)
 
 
 def test_what_cannot_be_kept_is_told(teachers, tmp_path):

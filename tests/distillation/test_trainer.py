@@ -3,6 +3,7 @@ import gc
 import json
 import multiprocessing
 import shutil
+import time
 
 import pytest
 import timm
@@ -152,7 +153,7 @@ def test_a_run_publishes_and_says_so_last(make_run, tmp_path, capsys):
     assert values["train/weight_decay"] == pytest.approx(
         [0.05, 0.0426777, 0.025, 0.0073223], rel=1e-4
     )
-    assert len(values["train/loss"]) == 4
+    assert len(values["train/loss"]) == 3  # known a step later
     for name in ("val/cka", "val/cosine", "train/tiles_per_second"):
         assert values[name]
 
@@ -330,7 +331,7 @@ def test_a_cached_teacher_gives_the_losses_of_one_that_is_not(
 
     def run(**model):
         model["view"] = AugmentedView(32, n_views=1)
-        trainer, module, data = make_run(max_steps=9, tiles=slide_tiles(), model=model)
+        trainer, module, data = make_run(max_steps=12, tiles=slide_tiles(), model=model)
         module.configure_model()
         computed.append(0)
         module.teacher.register_forward_hook(lambda *args: computed.append(computed.pop() + 1))
@@ -339,7 +340,7 @@ def test_a_cached_teacher_gives_the_losses_of_one_that_is_not(
         return [event.value for event in events], trainer.num_training_batches
 
     uncached, in_epoch = run()
-    assert len(uncached) == 9 > in_epoch  # into a second epoch, of the same views
+    assert len(uncached) == 11 > in_epoch  # into a second epoch, of the same views
     first, _ = run(teacher_cache=str(tmp_path / "cache"))
     second, _ = run(teacher_cache=str(tmp_path / "cache"))
     other, _ = run(teacher_cache=str(tmp_path / "cache"), loss=MeanSquaredErrorLoss())
@@ -375,7 +376,7 @@ def test_a_worker_that_dies_is_told_and_nothing_is_lost(make_run, slide_tiles, t
             if trainer.global_step == 3:
                 for worker in multiprocessing.active_children():
                     worker.kill()
-                    worker.join()
+                    time.sleep(0.2)  # the signal of its death would end the step here
 
     options = {"max_steps": 9, "tiles": slide_tiles(), "resume": "auto"}
     shutil.rmtree(tmp_path / "logs")

@@ -21,6 +21,7 @@ class NumberedTiles(TileDataset):
         self.tiles.slide_of_tile = np.repeat(np.arange(len(group_sizes)), group_sizes)
         self.tiles.paths = list(range(len(group_sizes)))
         self.tiles.xy = np.zeros((sum(group_sizes), 2), np.int32)
+        self.tiles.keep(np.arange(sum(group_sizes)))
 
     def __getitem__(self, index):
         return torch.tensor([[[index % 256]], [[index // 256]], [[0]]], dtype=torch.uint8)
@@ -133,6 +134,18 @@ def test_a_batch_says_its_epoch():
     loader = make_loader()
     loader.set_epoch(3)
     assert next(iter(loader)).metadata["epoch"] == 3
+
+
+def test_a_batch_says_for_which_tiles_others_stand_in():
+    loader = make_loader()
+    loader.dataset.tiles._max_lost = 1
+    loader.dataset.tiles.keep(np.arange(702))
+    loader.dataset.tiles._lost.add(300, 305, "gone")
+    told = {}
+    for batch in loader:
+        told |= dict(zip(batch.metadata["tile"], batch.metadata["stands_in"], strict=True))
+    assert {tile for tile, stands_in in told.items() if stands_in} == {*range(300, 305)} & {*told}
+    assert any(told.values())
 
 
 class DyingTiles(NumberedTiles):
