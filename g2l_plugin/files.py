@@ -21,10 +21,11 @@ def flush_to_disk(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file beside its place and renames it into it."""
+    """Writes a text file beside its place, to the disk itself, and renames it into it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
+        flush_to_disk(partial)
 
 
 @contextlib.contextmanager

@@ -16,9 +16,13 @@ from loguru import logger
 
 from g2l_plugin.distillation.checkpoint_io import list_checkpoints
 from g2l_plugin.errors import UserError
+from g2l_plugin.files import write_text
 
 CONFIG = "config.yaml"
-"""Where eva keeps the configuration of a run, in its folder."""
+"""Where eva keeps the configuration of a run, in its folder; it writes that anew at every start."""
+
+_KEPT = f"checkpoints/{CONFIG}"
+"""Where it is kept for whoever goes on: a start that is killed leaves it whole."""
 
 _RESULTS = "results.json"
 """What eva writes into a session's folder at its end."""
@@ -56,6 +60,13 @@ def find_session(root: Path, config: dict[str, Any] | None) -> str | None:
     return None
 
 
+def keep_config(run_folder: Path, config: dict[str, Any]) -> None:
+    """Writes a run's configuration into its folder, where there is none yet."""
+    for path in (run_folder / CONFIG, run_folder / _KEPT):
+        if not path.exists():  # eva writes none on several devices
+            write_text(path, yaml.dump(config, sort_keys=False))
+
+
 def submitted_config() -> dict[str, Any] | None:
     """The configuration that eva's command line was given; None outside of it."""
     if not any(argument.endswith(".yaml") for argument in sys.argv[1:]):
@@ -87,7 +98,7 @@ def sole_process(session: Path) -> Iterator[None]:
 
 
 def _read_config(session: Path) -> dict[str, Any] | None:
-    path = session / "run_0" / CONFIG
+    path = session / "run_0" / _KEPT
     return yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import yaml
 from eva.core.trainers import Trainer
-from eva.core.trainers.functional import run_evaluation
+from eva.core.trainers._recorder import SessionRecorder
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_only
 from loguru import logger
 from rich.console import Console
 from typing_extensions import override
@@ -25,9 +27,15 @@ from g2l_plugin.distillation.checkpoint_io import (
 )
 from g2l_plugin.distillation.data_wait import DataWait
 from g2l_plugin.distillation.guard import LossGuard
+from g2l_plugin.distillation.log_files import may_fail
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.record import KEY
-from g2l_plugin.distillation.resume import CONFIG, find_session, sole_process, submitted_config
+from g2l_plugin.distillation.resume import (
+    find_session,
+    keep_config,
+    sole_process,
+    submitted_config,
+)
 from g2l_plugin.distillation.run_checkpoint import save_jointly
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import write_text
@@ -40,6 +48,9 @@ STUDENT_FOLDER = "student"
 
 AUTO = "auto"
 """Value of `resume` that goes on with the newest unfinished run of the same configuration."""
+
+# eva would write the results of a session on every device.
+SessionRecorder.save = rank_zero_only(SessionRecorder.save)  # type: ignore[method-assign]
 
 
 class KDTrainer(Trainer):
@@ -111,14 +122,6 @@ class KDTrainer(Trainer):
         super().init_logger_run(run_id)
 
     @override
-    def run_evaluation_session(self, model: Any, datamodule: Any) -> None:
-        if self.is_global_zero:
-            super().run_evaluation_session(model, datamodule)
-        else:  # the same, without eva's recorder: it would write on every device
-            for run_id in range(self.n_runs):
-                run_evaluation(self, model, datamodule, run_id=run_id)
-
-    @override
     def fit(self, model: DistillationModule, *args: Any, **kwargs: Any) -> None:
         """Fits the module and publishes its student; takes what `lightning.Trainer.fit` takes.
 
@@ -134,14 +137,24 @@ class KDTrainer(Trainer):
             model.finished = self.resume == AUTO and _is_finished(checkpoint)
         session = Path(self.default_log_dir)
         with sole_process(session) if self.is_global_zero else contextlib.nullcontext():
-            if self.is_global_zero:
-                self._keep_config()
-            super().fit(model, *args, **kwargs)
-            if self.state.finished:
-                run_folder = Path(self.log_dir).resolve()  # devices agree on it: all must ask
-                self._report_lost_tiles(run_folder)
-                model.finished = True
-                self._publish(self._save_last_checkpoint(run_folder), run_folder)
+            if self.is_global_zero and (config := submitted_config()) is not None:
+                keep_config(self._run_folder, config)
+            try:
+                with may_fail(self.loggers):
+                    super().fit(model, *args, **kwargs)
+                if self.state.finished:
+                    run_folder = Path(self.log_dir).resolve()  # devices agree on it: all must ask
+                    self._report_lost_tiles(run_folder)
+                    model.finished = True
+                    self._publish(self._save_last_checkpoint(run_folder), run_folder)
+            except Exception as error:
+                self._end_other_processes()
+                if self.world_size > 1 and _is_of_another_device(error):
+                    raise UserError(
+                        "Another device of the run has ended, and its own error says why. Run the "
+                        "same command again: it goes on where it was saved (`resume: auto`)."
+                    ) from error
+                raise
 
     @override
     def finish_logger_run(self, run_id: int | None) -> None:
@@ -175,11 +188,10 @@ class KDTrainer(Trainer):
             )
         return path
 
-    def _keep_config(self) -> None:
-        """Writes the configuration into the run's folder, as eva does on a single device."""
-        path, config = self._run_folder / CONFIG, submitted_config()
-        if config is not None and not path.exists():
-            write_text(path, yaml.dump(config, sort_keys=False))
+    def _end_other_processes(self) -> None:
+        """Ends those that Lightning has started here: they would wait for this one."""
+        if isinstance(self.strategy.launcher, _SubprocessScriptLauncher):
+            self.strategy.launcher.kill(signal.SIGKILL)
 
     def _save_last_checkpoint(self, run_folder: Path) -> Path:
         """Brings last.ckpt up to the last step: what is published is what is validated after."""
@@ -240,6 +252,11 @@ def _with_default(given: Any, kind: type, make: Any) -> list[Any]:
     """What was given, as a list, with one of a kind."""
     parts = list(given) if isinstance(given, list | tuple) else [given] if given else []
     return parts if any(isinstance(part, kind) for part in parts) else [*parts, make()]
+
+
+def _is_of_another_device(error: Exception) -> bool:
+    """Whether a collective has failed, as it does where a device is gone."""
+    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
 
 
 def _is_finished(checkpoint: Path) -> bool:

@@ -34,6 +34,7 @@ START_FOLDER = "start"
 """Name of the folder in the run's folder that holds the student as it was before."""
 
 _SPLIT = "test"
+_BEFORE = "student before"
 _TITLES = {
     "KNNAccuracy": "kNN accuracy",
     "LogisticAUROC": "logistic AUROC",
@@ -87,6 +88,7 @@ class DistillationReport(pl.Callback):
         self.results: dict[str, dict[str, Any]] = {}
         self._size: dict[str, int] = {}
         self._teacher: Embeddings | None = None
+        self._before: dict[str, Any] | None = None
 
     @property
     def table(self) -> Table:
@@ -112,9 +114,22 @@ class DistillationReport(pl.Callback):
             dataset.prepare_data()
             dataset.setup()
         self._measure("teacher", pl_module.teacher, pl_module.view.size, folder)
-        self._measure("student before", pl_module.student, pl_module.view.size, folder)
+        if self._before is not None:
+            self.results[_BEFORE] = self._before
+        if trainer.ckpt_path is not None:
+            return  # the student has learnt already: how it was before is in the checkpoint
+        self._measure(_BEFORE, pl_module.student, pl_module.view.size, folder)
         if self.save_start:
             _save_start(pl_module.student, folder / START_FOLDER)
+
+    @override
+    def state_dict(self) -> dict[str, Any]:
+        before = self.results.get(_BEFORE)
+        return {} if before is None else {_BEFORE: json.dumps(before)}
+
+    @override
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._before = json.loads(state_dict[_BEFORE]) if _BEFORE in state_dict else None
 
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

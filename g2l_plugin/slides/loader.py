@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import os
@@ -17,7 +18,7 @@ from eva.core.models.modules.typings import INPUT_BATCH
 from loguru import logger
 from torch.utils.data import DataLoader
 
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.slides.mixing import MixingBuffer, shuffled_blocks
 from g2l_plugin.slides.tiles import TileDataset
 
@@ -142,7 +143,8 @@ class TileLoader:
         buffer: torch.Tensor | None = None
         for batch in range(skip, len(self)):
             for slots in itertools.chain(held, mixing.fill()):
-                tiles = _next_block(blocks)
+                with _dead_workers_told():
+                    tiles = next(blocks)
                 if buffer is None:
                     buffer = tiles.new_empty((len(mixing.content), *tiles.shape[1:]))
                 buffer.numpy()[slots] = tiles.numpy()  # ten times as fast as torch's own
@@ -181,7 +183,8 @@ class _Reads:
 
 def _start_reading(reader: DataLoader) -> Iterator[torch.Tensor]:
     """Starts the workers; that one has died is told where its tiles are waited for, not before."""
-    blocks = iter(reader)
+    with _dead_workers_told():
+        blocks = iter(reader)
     # PyTorch's handler would raise in the midst of a step, or while a checkpoint is written.
     if reader.num_workers and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -195,18 +198,19 @@ def _start_worker(own: Callable[[int], None] | None, worker: int) -> None:
         own(worker)
 
 
-def _next_block(blocks: Iterator[torch.Tensor]) -> torch.Tensor:
-    """The tiles of the next block, uint8 (B, 3, height, width)."""
+@contextlib.contextmanager
+def _dead_workers_told() -> Iterator[None]:
+    """Says in a line that a worker was killed."""
     try:
-        return next(blocks)
+        yield
     except RuntimeError as error:
         # So PyTorch begins to tell of a worker that was killed; not of an error raised in one.
         if "DataLoader worker (pid" not in str(error):
             raise
-        reason = str(error).splitlines()[0]
         raise UserError(
-            f"A process that reads tiles died: {reason} When memory ran out, lower N_DATA_WORKERS "
-            "or `buffer_tiles`; then run the same command again: it goes on where it was saved."
+            f"A process that reads tiles died: {in_one_line(error)}. When memory ran out, lower "
+            "N_DATA_WORKERS or `buffer_tiles`; then run the same command again: it goes on where "
+            "it was saved."
         ) from error
 
 

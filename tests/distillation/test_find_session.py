@@ -2,9 +2,8 @@ import subprocess
 import sys
 
 import pytest
-import yaml
 
-from g2l_plugin.distillation.resume import find_session, sole_process
+from g2l_plugin.distillation.resume import find_session, keep_config, sole_process
 from g2l_plugin.errors import UserError
 
 CONFIG = {
@@ -22,7 +21,7 @@ def write_session(tmp_path):
         if checkpoint:
             (run / "checkpoints" / checkpoint).touch()
         if config:
-            (run / "config.yaml").write_text(yaml.dump(config))
+            keep_config(run, config)
         if finished:
             (tmp_path / name / "results.json").touch()
 
@@ -40,6 +39,12 @@ def test_the_newest_of_the_same_model_and_data_goes_on(write_session, tmp_path):
     again = {"trainer": {"max_steps": 200}, "model": CONFIG["model"], "data": elsewhere}
     assert find_session(tmp_path, again) == "2"
     assert find_session(tmp_path, again | {"data": {"train": {"root": "/others"}}}) is None
+
+
+def test_a_start_that_was_killed_while_it_wrote_its_configuration_is_found(write_session, tmp_path):
+    write_session("1")
+    (tmp_path / "1" / "run_0" / "config.yaml").write_text("")  # as eva writes it, not yet flushed
+    assert find_session(tmp_path, CONFIG) == "1"
 
 
 def test_after_one_that_has_ended_a_new_one_starts(write_session, tmp_path):

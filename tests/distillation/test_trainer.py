@@ -3,15 +3,21 @@ import gc
 import json
 import multiprocessing
 import shutil
+import signal
+import subprocess
+import sys
 import time
 
 import pytest
 import timm
 import torch
 from eva.core import DataLoader, DataloadersSchema, DataModule, DatasetsSchema, Interface
+from eva.core.trainers import Trainer
 from helpers import TINY, WIDER, damage, save_tiny_model
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.utils.data import Dataset
 
@@ -392,3 +398,42 @@ def test_a_worker_that_dies_is_told_and_nothing_is_lost(make_run, slide_tiles, t
     trainer.fit(second, datamodule=data)
     for key, value in whole.state_dict().items():
         assert torch.equal(second.state_dict()[key], value), key
+
+
+def test_a_device_that_fails_ends_the_others_and_they_say_why(make_run, monkeypatch):
+    trainer, module, data = make_run()
+    launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
+    launcher.procs = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)]
+    monkeypatch.setattr(trainer.strategy, "_launcher", launcher)
+    monkeypatch.setattr(KDTrainer, "world_size", 2)
+
+    def fail(*args, **kwargs):
+        raise RuntimeError("[/pytorch/third_party/gloo/pair.cc:561] Connection closed by peer")
+
+    monkeypatch.setattr(Trainer, "fit", fail)
+    with pytest.raises(UserError, match="Another device of the run has ended"):
+        trainer.fit(module, datamodule=data)
+    assert launcher.procs[0].wait(timeout=60) == -signal.SIGKILL
+
+
+def test_the_student_before_is_that_of_the_start_in_a_run_that_goes_on(make_run, tmp_path):
+    class Break(Callback):
+        def on_train_batch_start(self, trainer, *args):
+            if trainer.global_step == 3:
+                raise RuntimeError("a power cut")
+
+    def make(*others):
+        report = DistillationReport(Tiles(), Tiles(16), measures=[KNNVoting(3)], save_start=True)
+        return make_run(callbacks=[report, *others], resume="auto"), report
+
+    (trainer, module, data), first = make(Break())
+    with pytest.raises(RuntimeError, match="a power cut"):
+        trainer.fit(module, datamodule=data)
+    start = run_folder(tmp_path) / "start" / "model.safetensors"
+    before = start.read_bytes()
+    (trainer, module, data), second = make()
+    trainer.fit(module, datamodule=data)
+    assert second.results["student before"] == first.results["student before"]
+    assert second.results["student after"]["values"] != first.results["student before"]["values"]
+    assert list(second.results) == ["teacher", "student before", "student after"]
+    assert start.read_bytes() == before

@@ -103,6 +103,8 @@ def test_two_devices_share_the_tiles_and_publish_one_student(folder, index, run)
     assert result.stdout.count("Student:") == 1
     assert len(list((folder / "two_logs").rglob("student/model.safetensors"))) == 1
     assert list((folder / "two_logs").rglob("lost_tiles_rank*.csv"))
+    (session,) = (folder / "two_logs").iterdir()
+    assert (session / "results.json").is_file()
 
 
 def test_two_devices_that_are_asked_to_end_go_on_by_the_same_command(folder, run):

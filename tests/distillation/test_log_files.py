@@ -1,0 +1,41 @@
+import pytest
+from lightning.pytorch.loggers import TensorBoardLogger
+from loguru import logger
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from g2l_plugin.distillation.log_files import may_fail
+
+
+@pytest.fixture
+def told():
+    messages = []
+    sink = logger.add(messages.append, level="WARNING")
+    yield messages
+    logger.remove(sink)
+
+
+def test_a_disk_that_is_full_is_told_once_and_ends_nothing(tmp_path, told, monkeypatch):
+    tensorboard = TensorBoardLogger(tmp_path, name="", version="")
+    with may_fail([tensorboard]):
+        tensorboard.log_metrics({"loss": 1.0}, 0)
+
+        def fail(*args):
+            raise OSError(28, "No space left on device")
+
+        for name in ("add_event", "flush", "close"):
+            monkeypatch.setattr(EventFileWriter, name, fail)
+        for step in range(3):
+            tensorboard.log_metrics({"loss": 1.0}, step)
+            tensorboard.save()
+        tensorboard.finalize("failed")
+    (message,) = told
+    assert "Nothing more is logged: [Errno 28] No space left on device. The run goes on." in message
+    with pytest.raises(ValueError, match="tried to log"):
+        tensorboard.log_metrics({"loss": 1.0}, 4)
+
+
+def test_another_error_is_raised(tmp_path, told):
+    tensorboard = TensorBoardLogger(tmp_path, name="", version="")
+    with may_fail([tensorboard]), pytest.raises(ValueError, match="tried to log"):
+        tensorboard.log_metrics({"loss": "no number"}, 0)
+    assert not told
