@@ -27,6 +27,12 @@ PRODUCT_SHARE = 790 / 989
 TILES_PER_CORE = {"slides": 126, "packed": 1241}
 """Tiles/s that a core reads, of slides of 0.25 µm/px: the table in the README."""
 
+STEP_TILES, VAL_TILES, VAL_EVERY = 32, 256, 500
+"""Tiles of a step and of a validation, and steps between two of those: the recipe's config."""
+
+CHECKPOINT_STEPS, CHECKPOINT_SECONDS = 5000, 15 * 60
+"""When a checkpoint is written, whichever comes first: the recipe's config."""
+
 BYTES_PER_WEIGHT = 12
 """Weight and AdamW's two moments, in float32: what a checkpoint holds."""
 
@@ -102,10 +108,14 @@ def page(options: argparse.Namespace) -> str:
         "the published student": 4 * student["parameters"],
         f"the teacher's weights, {teacher['parameters'] / 1e6:,.1f} M in float32": 4
         * teacher["parameters"],
-        "the teacher's embeddings of one view of each tile, float32 (optional)": tiles
+        "the teacher's embeddings of one view of each tile, bfloat16 (optional)": tiles
         * teacher["features"]
-        * 4,
+        * 2,
     }
+    fastest = max(machine.tflops for machine in MACHINES) * 1e12 * PRODUCT_SHARE * share / flops
+    between = min(CHECKPOINT_SECONDS, CHECKPOINT_STEPS * STEP_TILES / fastest)
+    writing = checkpoint / (options.gb_per_second * 1e9)
+    validating = VAL_TILES * (teacher["flops"] + student["flops"]) / flops
     lines = [
         "# What a breast run costs",
         "",
@@ -125,11 +135,18 @@ def page(options: argparse.Namespace) -> str:
         "|---|---|---|---|---|---|---|---|",
         *rows,
         "",
-        f"The recipe's bound, 100,000 steps of 32 tiles, is on one device {3.2e6 / tiles:.0%} of "
+        f"The recipe's bound, 100,000 steps of {STEP_TILES} tiles, is on one device "
+        f"{100_000 * STEP_TILES / tiles:.0%} of "
         "a pass; its early stop may end a run sooner. Prices, and sizes of slides and packed "
         "tiles, are assumed. Several devices are taken to lose nothing: the gradients of a step, "
         f"{4 * weights / 1e9:.1f} GB, are sent while the backward pass goes on. What a core reads "
         "is measured (README).",
+        "",
+        f"Not in these hours, on the fastest device with batches of {STEP_TILES}, and less with "
+        f"larger ones: checkpoints, {writing / between:.1%} (every {CHECKPOINT_STEPS:,} steps or "
+        f"{CHECKPOINT_SECONDS // 60} minutes, to a disk that is assumed to take "
+        f"{options.gb_per_second:g} GB/s), and validation, "
+        f"{validating / (VAL_EVERY * STEP_TILES):.1%} ({VAL_TILES} tiles every {VAL_EVERY} steps).",
         "",
         "| disk | GB |",
         "|---|---|",
@@ -151,6 +168,7 @@ def main() -> None:
     parser.add_argument("--tiles-per-slide", type=int, default=7500)
     parser.add_argument("--gb-per-slide", type=float, default=1.0)
     parser.add_argument("--kb-per-tile", type=float, default=25.0)
+    parser.add_argument("--gb-per-second", type=float, default=1.0, help="of the disk")
     parser.add_argument(
         "--price", type=parse_price, action="append", default=[], metavar="GPU=DOLLARS"
     )

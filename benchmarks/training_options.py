@@ -61,7 +61,7 @@ def parse_options(description: str) -> argparse.Namespace:
     on_cuda = options.device == "cuda"
     defaults = {
         **(PAPER if on_cuda else SMALL),
-        "batch_size": [32, 128, 512, 2048] if on_cuda else [32],
+        "batch_size": [32, 64, 128, 256] if on_cuda else [32],
         "rounds": 2 if on_cuda else 12,
         "precision": "bf16-mixed" if on_cuda else "32-true",
         "workers": min(16, os.cpu_count() or 1) if on_cuda else 1,

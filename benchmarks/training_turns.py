@@ -1,9 +1,9 @@
 """Processes that take turns: each has the machine alone while it is measured.
 
-The script that compares starts each way to train as a process group of its own. A way counts its
-steps on a `Clock`, which at the end of a window writes down how long it took and stops the whole
-group, data workers too, until the script has it go on. So the ways of one round meet the same
-machine, however much others use it meanwhile, and none of them reads ahead in another's time.
+The script that compares starts each way to train as a session of its own. A way counts its steps
+on a `Clock`, which at the end of a window writes down how long it took and stops the whole session,
+data workers too, until the script has it go on. So the ways of one round meet the same machine,
+however much others use it meanwhile, and none of them reads ahead in another's time.
 """
 
 from __future__ import annotations
@@ -22,6 +22,22 @@ from typing import Any
 import torch
 from tqdm import tqdm
 from training_settings import Settings
+
+
+def signal_session(session: int, number: signal.Signals) -> None:
+    """Sends a signal to all processes of a session, to its first one last.
+
+    Not to a process group: data workers may be in groups of their own.
+    """
+    members = []
+    for path in Path("/proc").iterdir():
+        if path.name.isdigit():
+            with contextlib.suppress(ProcessLookupError):
+                if os.getsid(int(path.name)) == session:
+                    members.append(int(path.name))
+    for process in sorted(members, key=lambda process: process == session):
+        with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+            os.kill(process, number)
 
 
 class Clock:
@@ -68,7 +84,7 @@ class Clock:
         described = self._describe()
         if self._start is not None:
             self._write(time.perf_counter() - self._start, described)
-        os.killpg(os.getpgrp(), signal.SIGSTOP)
+        signal_session(os.getsid(0), signal.SIGSTOP)
         self._left = self._steps
         self._start = time.perf_counter()
 
@@ -88,7 +104,7 @@ class Failed(Exception):
 
 
 class Way:
-    """A process group that takes turns, as the script sees it."""
+    """A session that takes turns, as the script sees it."""
 
     def __init__(
         self, command: Sequence[str], folder: Path, environment: Mapping[str, str]
@@ -127,7 +143,7 @@ class Way:
         """
         self.begin()
         assert self._process is not None
-        os.killpg(self._process.pid, signal.SIGCONT)
+        signal_session(self._process.pid, signal.SIGCONT)
         self._wait()
         return json.loads(self._windows.read_text().splitlines()[-1])
 
@@ -143,8 +159,7 @@ class Way:
     def stop(self) -> None:
         """Ends it, with all its workers."""
         if self._process is not None:
-            with contextlib.suppress(ProcessLookupError):  # it had ended by itself
-                os.killpg(self._process.pid, signal.SIGKILL)
+            signal_session(self._process.pid, signal.SIGKILL)
             self._process.wait()
             self._process = None
 
