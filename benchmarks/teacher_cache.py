@@ -29,7 +29,7 @@ from rich.table import Table
 from timm.models import save_for_hf
 from training_data import dataset_options, make_slides
 from training_eva import eva_command
-from training_options import IMAGE_SIZE, PAPER, SMALL, describe_network
+from training_options import IMAGE_SIZE, PAPER, SMALL, choose_threads, describe_network
 from training_settings import Settings
 from training_turns import Way, take_turns
 
@@ -73,7 +73,7 @@ def main() -> None:
     parser.add_argument("--slides", type=Path, help="folder of slides; else those of the demo")
     parser.add_argument("--batch-size", type=int, default=128 if on_cuda else 32)
     parser.add_argument("--steps", type=int, default=128 if on_cuda else 2, help="of a turn")
-    parser.add_argument("--rounds", type=int, default=3 if on_cuda else 8)
+    parser.add_argument("--rounds", type=int, default=3 if on_cuda else 6)
     parser.add_argument("--workers", type=int, default=16 if on_cuda else 1)
     options = parser.parse_args()
     networks = PAPER if on_cuda else SMALL
@@ -95,7 +95,7 @@ def main() -> None:
             precision="bf16-mixed" if on_cuda else "32-true",
             teacher_dtype="bfloat16" if on_cuda else "float32",
             device="cuda" if on_cuda else "cpu",
-            threads=torch.get_num_threads(),
+            threads=choose_threads(on_cuda, options.workers),
             workers=options.workers,
             slides=str(slides),
             index=str(index),

@@ -8,12 +8,15 @@
   tokens too, mixes images, makes its own views, which are stronger, in its data workers, and
   has AdamW unfused.
 
-Networks, with random weights, image size, batch size, precision and data workers are the same. Each
-way is a process of its own. On a CPU they take turns of --steps steps and are stopped meanwhile; on
-a GPU, whose memory holds one, each is started anew in each round. Ratios are medians over the
-rounds of those within a round, since a machine's speed changes; in brackets is the middle half of
-them. GB are the device's on CUDA, else the process's without its workers, at most. Checkpoints and
-validation are not in the steps that are measured.
+Networks, with random weights, image size, batch size, precision and data workers are the same. On a
+CPU the data workers have cores of their own, as beside a GPU: with --threads as many as there are
+cores, reading takes time from the step, in the ways that read.
+
+Each way is a process of its own. On a CPU they take turns of --steps steps and are stopped
+meanwhile; on a GPU, whose memory holds one, each is started anew in each round. Ratios are medians
+over the rounds of those within a round, since a machine's speed changes; in brackets is the middle
+half of them. GB are the device's on CUDA, else the process's without its workers, at most.
+Checkpoints and validation are not in the steps that are measured.
 
 The limit is what the device reaches in a large matrix product of the same precision, by turns with
 the rest; FLOPs are those of the teacher's forward pass and three of the student's. Where the time

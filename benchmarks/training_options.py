@@ -33,7 +33,7 @@ def parse_options(description: str) -> argparse.Namespace:
     parser.add_argument("--precision", choices=("32-true", "bf16-mixed"))
     parser.add_argument("--teacher-dtype", choices=("float32", "bfloat16"))
     parser.add_argument("--compile", action="store_true", help="measures the loop compiled too")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
+    parser.add_argument("--threads", type=int, help="of PyTorch")
     parser.add_argument("--workers", type=int, help="data workers")
     parser.add_argument(
         "--leave-out", choices=("eva", "timm", "lightly"), nargs="+", default=[], metavar="WAY"
@@ -70,9 +70,17 @@ def parse_options(description: str) -> argparse.Namespace:
     for name, value in defaults.items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    if options.threads is None:
+        options.threads = choose_threads(on_cuda, options.workers)
     if options.teacher_dtype is None:
         options.teacher_dtype = "bfloat16" if options.precision == "bf16-mixed" else "float32"
     return options
+
+
+def choose_threads(on_cuda: bool, workers: int) -> int:
+    """PyTorch's threads: on a CPU, data workers have cores of their own, as beside a GPU."""
+    cores = os.cpu_count() or 1
+    return cores if on_cuda else max(1, cores - workers)
 
 
 def choose_steps(options: argparse.Namespace, batch_size: int) -> tuple[int, int]:

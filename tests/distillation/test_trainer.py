@@ -437,3 +437,18 @@ def test_the_student_before_is_that_of_the_start_in_a_run_that_goes_on(make_run,
     assert second.results["student after"]["values"] != first.results["student before"]["values"]
     assert list(second.results) == ["teacher", "student before", "student after"]
     assert start.read_bytes() == before
+
+
+def test_compiled_encoders_are_published_as_any(make_run, tmp_path):
+    def train(**model):
+        trainer, module, data = make_run(max_steps=2, model=model)
+        with torch.compiler.set_stance("force_eager"):  # compiling takes a compiler, and minutes
+            trainer.fit(module, datamodule=data)
+        return module, (trainer.student_folder / "model.safetensors").read_bytes()
+
+    plain, expected = train()
+    compiled, found = train(compile=True)
+    assert found == expected
+    for encoder in (compiled.student, compiled.teacher):
+        assert encoder._compiled_call_impl is not None
+    assert plain.student._compiled_call_impl is None
