@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tifffile
+from loguru import logger
 
 
 @pytest.fixture
@@ -40,6 +41,15 @@ def write_slide():
         return path
 
     return write
+
+
+@pytest.fixture
+def told():
+    """The warnings that are logged."""
+    messages = []
+    sink = logger.add(messages.append, level="WARNING")
+    yield messages
+    logger.remove(sink)
 
 
 @pytest.fixture

@@ -27,7 +27,10 @@ _KEPT = f"checkpoints/{CONFIG}"
 _RESULTS = "results.json"
 """What eva writes into a session's folder at its end."""
 
-_ANY = re.compile(r"workers$|_dir$|^packed_root$|^teacher_cache$|prefetch|persistent|pin_memory")
+_ANY = re.compile(
+    r"workers$|_dir$|^packed_root$|^teacher_cache$|prefetch|persistent|pin_memory"
+    r"|^micro_batch_size$|^compile$"
+)
 """Settings that may differ between the parts of a run: they do not change what is trained."""
 
 

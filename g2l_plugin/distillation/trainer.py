@@ -37,7 +37,7 @@ from g2l_plugin.distillation.resume import (
     submitted_config,
 )
 from g2l_plugin.distillation.run_checkpoint import save_jointly
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.files import write_text
 from g2l_plugin.publishing.options import UploadOptions
 from g2l_plugin.slides.slide_tiles import SlideTiles
@@ -149,11 +149,8 @@ class KDTrainer(Trainer):
                     self._publish(self._save_last_checkpoint(run_folder), run_folder)
             except Exception as error:
                 self._end_other_processes()
-                if self.world_size > 1 and _is_of_another_device(error):
-                    raise UserError(
-                        "Another device of the run has ended, and its own error says why. Run the "
-                        "same command again: it goes on where it was saved (`resume: auto`)."
-                    ) from error
+                if (message := _explain(error, self.world_size)) is not None:
+                    raise UserError(message) from error
                 raise
 
     @override
@@ -254,9 +251,20 @@ def _with_default(given: Any, kind: type, make: Any) -> list[Any]:
     return parts if any(isinstance(part, kind) for part in parts) else [*parts, make()]
 
 
-def _is_of_another_device(error: Exception) -> bool:
-    """Whether a collective has failed, as it does where a device is gone."""
-    return isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)
+def _explain(error: Exception, n_devices: int) -> str | None:
+    """What PyTorch's error means for a user, and what to do; None for others."""
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            f"The device's memory is full: {in_one_line(error)}. Set `micro_batch_size` "
+            "(MICRO_BATCH_SIZE), which leaves the loss as it is, or lower BATCH_SIZE."
+        )
+    # A collective has failed, as it does where a device is gone.
+    if n_devices > 1 and (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)):
+        return (
+            "Another device of the run has ended, and its own error says why. Run the same command "
+            "again: it goes on where it was saved (`resume: auto`)."
+        )
+    return None
 
 
 def _is_finished(checkpoint: Path) -> bool:

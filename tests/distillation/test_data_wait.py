@@ -3,7 +3,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from loguru import logger
 
 from g2l_plugin.distillation import data_wait
 from g2l_plugin.distillation.data_wait import DataWait, WaitClock
@@ -15,14 +14,6 @@ def now(monkeypatch):
     clock = SimpleNamespace(seconds=100.0)
     monkeypatch.setattr(data_wait, "time", SimpleNamespace(perf_counter=lambda: clock.seconds))
     return clock
-
-
-@pytest.fixture
-def told():
-    messages = []
-    sink = logger.add(messages.append)
-    yield messages
-    logger.remove(sink)
 
 
 class Run:

@@ -8,7 +8,7 @@ from g2l_plugin.errors import UserError
 
 CONFIG = {
     "trainer": {"max_steps": 100},
-    "model": {"optimizer": {"lr": 0.1}},
+    "model": {"optimizer": {"lr": 0.1}, "micro_batch_size": None},
     "data": {"train": {"root": "/slides", "index_dir": "/index", "num_workers": 8}},
 }
 
@@ -36,7 +36,8 @@ def test_the_newest_of_the_same_model_and_data_goes_on(write_session, tmp_path):
     write_session("4", checkpoint=None)
     assert find_session(tmp_path, CONFIG) == "2"
     elsewhere = {"train": {"root": "/slides", "index_dir": "/scratch", "num_workers": 2}}
-    again = {"trainer": {"max_steps": 200}, "model": CONFIG["model"], "data": elsewhere}
+    smaller = CONFIG["model"] | {"micro_batch_size": 8, "compile": True}
+    again = {"trainer": {"max_steps": 200}, "model": smaller, "data": elsewhere}
     assert find_session(tmp_path, again) == "2"
     assert find_session(tmp_path, again | {"data": {"train": {"root": "/others"}}}) is None
 

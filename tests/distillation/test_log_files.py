@@ -1,17 +1,8 @@
 import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
-from loguru import logger
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from g2l_plugin.distillation.log_files import may_fail
-
-
-@pytest.fixture
-def told():
-    messages = []
-    sink = logger.add(messages.append, level="WARNING")
-    yield messages
-    logger.remove(sink)
 
 
 def test_a_disk_that_is_full_is_told_once_and_ends_nothing(tmp_path, told, monkeypatch):

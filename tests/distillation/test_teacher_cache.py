@@ -4,7 +4,6 @@ import torch
 from helpers import WIDER, save_tiny_model
 from hypothesis import given
 from hypothesis import strategies as st
-from loguru import logger
 
 from g2l_plugin.distillation import teacher_cache
 from g2l_plugin.distillation.teacher_cache import TeacherCache
@@ -18,14 +17,6 @@ KEY = {"sha256": "f00d", "view": {"seed": 1}}
 def rows(tiles, view=0):
     """What a teacher of five features gives."""
     return torch.as_tensor(tiles)[:, None] * 10.0 + torch.arange(5) + view / 8
-
-
-@pytest.fixture
-def told():
-    messages = []
-    sink = logger.add(messages.append)
-    yield messages
-    logger.remove(sink)
 
 
 def test_what_one_run_has_put_another_gets(tmp_path):

@@ -400,7 +400,17 @@ def test_a_worker_that_dies_is_told_and_nothing_is_lost(make_run, slide_tiles, t
         assert torch.equal(second.state_dict()[key], value), key
 
 
-def test_a_device_that_fails_ends_the_others_and_they_say_why(make_run, monkeypatch):
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            RuntimeError("[/pytorch/third_party/gloo/pair.cc:561] Connection closed by peer"),
+            "Another device of the run has ended",
+        ),
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate"), "MICRO_BATCH_SIZE"),
+    ],
+)
+def test_a_device_that_fails_ends_the_others_and_they_say_why(make_run, monkeypatch, error, told):
     trainer, module, data = make_run()
     launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
     launcher.procs = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)]
@@ -408,10 +418,10 @@ def test_a_device_that_fails_ends_the_others_and_they_say_why(make_run, monkeypa
     monkeypatch.setattr(KDTrainer, "world_size", 2)
 
     def fail(*args, **kwargs):
-        raise RuntimeError("[/pytorch/third_party/gloo/pair.cc:561] Connection closed by peer")
+        raise error
 
     monkeypatch.setattr(Trainer, "fit", fail)
-    with pytest.raises(UserError, match="Another device of the run has ended"):
+    with pytest.raises(UserError, match=told):
         trainer.fit(module, datamodule=data)
     assert launcher.procs[0].wait(timeout=60) == -signal.SIGKILL
 
