@@ -24,7 +24,7 @@ class RunCheckpoint(ModelCheckpoint):
     All devices save at the same step, after its optimizer step. On SIGTERM, SIGUSR1 or SIGINT they
     save and exit with 143, 138 or 130. A checkpoint that cannot be written is a warning: the run
     goes on, and the one before stays. On a single device, one is written too when the next batch
-    cannot be read. At the end `KDTrainer` writes `last.ckpt`.
+    of a `TileLoader` cannot be read. At the end `KDTrainer` writes `last.ckpt`.
     """
 
     def __init__(

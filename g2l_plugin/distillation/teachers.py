@@ -138,8 +138,8 @@ class Teachers(nn.Module):
 
 
 def _embed(encoder: Encoder, images: torch.Tensor, at_once: int | None) -> torch.Tensor:
-    # Weights of half precision need no autocast: it would only bring layer norms to float32, whose
-    # results the next layer rounds all the same.
+    # Weights of half precision need no autocast: on CUDA it would bring layer norms to float32,
+    # whose results the next layer rounds all the same. Embeddings are of half precision then too.
     half = next(encoder.parameters()).dtype != torch.float32
     mixed = torch.is_autocast_enabled(images.device.type) and not half
     with torch.inference_mode(), torch.autocast(images.device.type, enabled=mixed):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import signal
+import subprocess
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +42,7 @@ from g2l_plugin.distillation.run_checkpoint import save_jointly
 from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.files import write_text
 from g2l_plugin.publishing.options import UploadOptions
+from g2l_plugin.slides.loader import dead_workers_told
 from g2l_plugin.slides.slide_tiles import SlideTiles
 
 STUDENT_FOLDER = "student"
@@ -48,6 +51,9 @@ STUDENT_FOLDER = "student"
 
 AUTO = "auto"
 """Value of `resume` that goes on with the newest unfinished run of the same configuration."""
+
+_SECONDS_TO_END = 3.0
+"""What processes of other devices have to say what happened to them, when one has failed."""
 
 # eva would write the results of a session on every device.
 SessionRecorder.save = rank_zero_only(SessionRecorder.save)  # type: ignore[method-assign]
@@ -139,19 +145,23 @@ class KDTrainer(Trainer):
         with sole_process(session) if self.is_global_zero else contextlib.nullcontext():
             if self.is_global_zero and (config := submitted_config()) is not None:
                 keep_config(self._run_folder, config)
-            try:
-                with may_fail(self.loggers):
-                    super().fit(model, *args, **kwargs)
+            with self._failing_well():
+                super().fit(model, *args, **kwargs)
                 if self.state.finished:
                     run_folder = Path(self.log_dir).resolve()  # devices agree on it: all must ask
                     self._report_lost_tiles(run_folder)
                     model.finished = True
                     self._publish(self._save_last_checkpoint(run_folder), run_folder)
-            except Exception as error:
-                self._end_other_processes()
-                if (message := _explain(error, self.world_size)) is not None:
-                    raise UserError(message) from error
-                raise
+
+    @override
+    def validate(self, *args: Any, **kwargs: Any) -> Any:
+        with self._failing_well():
+            return super().validate(*args, **kwargs)
+
+    @override
+    def test(self, *args: Any, **kwargs: Any) -> Any:
+        with self._failing_well():
+            return super().test(*args, **kwargs)
 
     @override
     def finish_logger_run(self, run_id: int | None) -> None:
@@ -185,10 +195,31 @@ class KDTrainer(Trainer):
             )
         return path
 
+    @contextlib.contextmanager
+    def _failing_well(self) -> Iterator[None]:
+        """Says in a line what can be said in one, and leaves no device waiting for this one."""
+        try:
+            with may_fail(self.loggers), dead_workers_told():
+                yield
+        except Exception as error:
+            self._end_other_processes()
+            if (message := _explain(error, self.world_size)) is not None:
+                raise UserError(message) from error
+            raise
+
     def _end_other_processes(self) -> None:
-        """Ends those that Lightning has started here: they would wait for this one."""
-        if isinstance(self.strategy.launcher, _SubprocessScriptLauncher):
-            self.strategy.launcher.kill(signal.SIGKILL)
+        """Ends those that Lightning has started here, unless they end by themselves."""
+        if not isinstance(self.strategy.launcher, _SubprocessScriptLauncher):
+            return
+        processes = list(self.strategy.launcher.procs)
+        # Lightning, which watches that list, would kill this process when one of them has ended.
+        self.strategy.launcher.procs.clear()
+        until = time.monotonic() + _SECONDS_TO_END
+        for process in processes:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(max(0.0, until - time.monotonic()))
+            process.kill()
+            process.wait()
 
     def _save_last_checkpoint(self, run_folder: Path) -> Path:
         """Brings last.ckpt up to the last step: what is published is what is validated after."""

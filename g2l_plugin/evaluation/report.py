@@ -105,6 +105,11 @@ class DistillationReport(pl.Callback):
             table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
         return table
 
+    @property
+    @override
+    def state_key(self) -> str:
+        return self._generate_state_key(task=self.task)
+
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         folder = Path(str(trainer.log_dir))  # devices agree on it: all must ask

@@ -143,7 +143,7 @@ class TileLoader:
         buffer: torch.Tensor | None = None
         for batch in range(skip, len(self)):
             for slots in itertools.chain(held, mixing.fill()):
-                with _dead_workers_told():
+                with dead_workers_told():
                     tiles = next(blocks)
                 if buffer is None:
                     buffer = tiles.new_empty((len(mixing.content), *tiles.shape[1:]))
@@ -183,7 +183,7 @@ class _Reads:
 
 def _start_reading(reader: DataLoader) -> Iterator[torch.Tensor]:
     """Starts the workers; that one has died is told where its tiles are waited for, not before."""
-    with _dead_workers_told():
+    with dead_workers_told():
         blocks = iter(reader)
     # PyTorch's handler would raise in the midst of a step, or while a checkpoint is written.
     if reader.num_workers and threading.current_thread() is threading.main_thread():
@@ -199,7 +199,7 @@ def _start_worker(own: Callable[[int], None] | None, worker: int) -> None:
 
 
 @contextlib.contextmanager
-def _dead_workers_told() -> Iterator[None]:
+def dead_workers_told() -> Iterator[None]:
     """Says in a line that a worker was killed."""
     try:
         yield

@@ -19,8 +19,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch.utils.data import Dataset
 
+from g2l_plugin.distillation import trainer as trainer_module
 from g2l_plugin.distillation.losses import MeanSquaredErrorLoss
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.progress import DistillationProgressBar
@@ -413,7 +415,9 @@ def test_a_worker_that_dies_is_told_and_nothing_is_lost(make_run, slide_tiles, t
 def test_a_device_that_fails_ends_the_others_and_they_say_why(make_run, monkeypatch, error, told):
     trainer, module, data = make_run()
     launcher = _SubprocessScriptLauncher(LightningEnvironment(), num_processes=2, num_nodes=1)
-    launcher.procs = [subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)]
+    other = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    launcher.procs = [other]
+    monkeypatch.setattr(trainer_module, "_SECONDS_TO_END", 0.1)
     monkeypatch.setattr(trainer.strategy, "_launcher", launcher)
     monkeypatch.setattr(KDTrainer, "world_size", 2)
 
@@ -423,7 +427,25 @@ def test_a_device_that_fails_ends_the_others_and_they_say_why(make_run, monkeypa
     monkeypatch.setattr(Trainer, "fit", fail)
     with pytest.raises(UserError, match=told):
         trainer.fit(module, datamodule=data)
-    assert launcher.procs[0].wait(timeout=60) == -signal.SIGKILL
+    assert other.wait(timeout=60) == -signal.SIGKILL
+    assert not launcher.procs  # or Lightning's watch would kill this process
+
+
+def test_a_log_that_could_not_be_written_does_not_end_validation_either(
+    make_run, monkeypatch, told, tmp_path
+):
+    def fail(*args):
+        raise OSError(28, "No space left on device")
+
+    class Fill(Callback):
+        def on_train_batch_end(self, trainer, *args):
+            for name in ("add_event", "flush"):
+                monkeypatch.setattr(EventFileWriter, name, fail)
+
+    Interface().fit(*make_run(callbacks=[Fill()]))
+    assert any("Nothing more is logged" in message for message in told)
+    assert (run_folder(tmp_path) / "student" / "model.safetensors").is_file()
+    assert (run_folder(tmp_path).parent / "results.json").is_file()
 
 
 def test_the_student_before_is_that_of_the_start_in_a_run_that_goes_on(make_run, tmp_path):
