@@ -200,12 +200,16 @@ def _start_worker(own: Callable[[int], None] | None, worker: int) -> None:
 
 @contextlib.contextmanager
 def dead_workers_told() -> Iterator[None]:
-    """Says in a line that a worker was killed."""
+    """Says in a line that a worker was killed, where it is not said yet.
+
+    Raises:
+        UserError: A worker was killed.
+    """
     try:
         yield
     except RuntimeError as error:
         # So PyTorch begins to tell of a worker that was killed; not of an error raised in one.
-        if "DataLoader worker (pid" not in str(error):
+        if isinstance(error, UserError) or "DataLoader worker (pid" not in str(error):
             raise
         raise UserError(
             f"A process that reads tiles died: {in_one_line(error)}. When memory ran out, lower "

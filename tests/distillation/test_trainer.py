@@ -391,7 +391,7 @@ def test_a_worker_that_dies_is_told_and_nothing_is_lost(make_run, slide_tiles, t
     trainer, first, data = make_run(callbacks=[Kill()], **options)
     data.dataloaders.train.num_workers = 1
     data.dataloaders.train.prefetch_factor = 1
-    with pytest.raises(UserError, match="A process that reads tiles died"):
+    with pytest.raises(UserError, match="^A process that reads tiles died: DataLoader worker"):
         trainer.fit(first, datamodule=data)
     step = first.global_step
     assert step >= 3
