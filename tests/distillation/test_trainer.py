@@ -1,4 +1,5 @@
 import csv
+import functools
 import gc
 import json
 import multiprocessing
@@ -20,6 +21,7 @@ from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.data import Dataset
 
 from g2l_plugin.distillation import trainer as trainer_module
@@ -28,6 +30,7 @@ from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.progress import DistillationProgressBar
 from g2l_plugin.distillation.run_checkpoint import RunCheckpoint
 from g2l_plugin.distillation.schedule import CosineSchedule, LossEarlyStopping
+from g2l_plugin.distillation.teacher_cache import TeacherCache
 from g2l_plugin.distillation.trainer import KDTrainer
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.load import EncoderSource
@@ -484,3 +487,57 @@ def test_compiled_encoders_are_published_as_any(make_run, tmp_path):
     for encoder in (compiled.student, compiled.teacher):
         assert encoder._compiled_call_impl is not None
     assert plain.student._compiled_call_impl is None
+
+
+class Waits(TorchDispatchMode):
+    """Notes operations whose results the host waits for, where the tensors are a device's."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        name = operation.overloadpacket._qualified_op_name
+        if name in {"aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select"}:
+            self.seen.add(name)
+        if name in {"aten::index", "aten::index_put", "aten::index_put_"} and any(
+            index is not None and index.dtype in (torch.bool, torch.uint8) for index in args[1]
+        ):
+            self.seen.add("a mask")
+        return operation(*args, **(kwargs or {}))
+
+
+def test_nothing_in_a_step_is_waited_for(make_run, slide_tiles, tmp_path, monkeypatch):
+    with Waits() as waits:
+        torch.ones(2)[torch.tensor([True, False])].sum().item()
+    assert waits.seen == {"aten::_local_scalar_dense", "a mask"}
+    waits = Waits()
+
+    def watched(method):
+        @functools.wraps(method)
+        def call(*args, **kwargs):
+            with waits:
+                return method(*args, **kwargs)
+
+        return call
+
+    found = []
+
+    def get(*args, original=TeacherCache.get):
+        with _disable_current_modes():  # files are read by the host
+            held, rows = original(*args)
+        found.append(held)
+        return held, rows
+
+    monkeypatch.setattr(TeacherCache, "get", get)
+    for name in ("on_after_batch_transfer", "training_step"):
+        monkeypatch.setattr(DistillationModule, name, watched(getattr(DistillationModule, name)))
+    view = AugmentedView(32, color_jitter_prob=1, blur_prob=0.5, n_views=1)
+    for seed in (1, 2):  # in another order, the second finds some embeddings of each batch
+        model = {"view": view, "widths": [16], "micro_batch_size": 5}
+        model |= {"teacher_cache": str(tmp_path / "cache")}
+        trainer, module, data = make_run(tiles=slide_tiles(), model=model)
+        data.seed = seed
+        trainer.fit(module, datamodule=data)
+    assert any(0 < held.sum() < len(held) for held in found)
+    assert not waits.seen
