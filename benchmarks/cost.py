@@ -16,22 +16,16 @@ import argparse
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
-from training_options import IMAGE_SIZE, describe_network
-
-TEACHER, STUDENT = "hf-hub:bioptimus/H-optimus-0", "hf-hub:histai/hibou-L"
+from omegaconf import OmegaConf
+from training_options import IMAGE_SIZE, RECIPE, describe_network
 
 PRODUCT_SHARE = 790 / 989
 """Of the nominal speed, in a large matrix product in bfloat16: measured on an H200."""
 
 TILES_PER_CORE = {"slides": 126, "packed": 1241}
 """Tiles/s that a core reads, of slides of 0.25 µm/px: the table in the README."""
-
-STEP_TILES, VAL_TILES, VAL_EVERY = 32, 256, 500
-"""Tiles of a step and of a validation, and steps between two of those: the recipe's config."""
-
-CHECKPOINT_STEPS, CHECKPOINT_SECONDS = 5000, 15 * 60
-"""When a checkpoint is written, whichever comes first: the recipe's config."""
 
 BYTES_PER_WEIGHT = 12
 """Weight and AdamW's two moments, in float32: what a checkpoint holds."""
@@ -61,6 +55,52 @@ MACHINES = (
 )
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """What of the recipe's config decides the costs.
+
+    Attributes:
+        teacher: Source of the teacher.
+        student: Source of the student's start.
+        steps: Its bound.
+        step_tiles: Tiles of a step on one device.
+        val_tiles: Tiles of a validation.
+        val_every: Steps between two validations.
+        checkpoint_every: Steps after which a checkpoint is written.
+        checkpoint_minutes: Minutes after which one is written at the latest.
+    """
+
+    teacher: str
+    student: str
+    steps: int
+    step_tiles: int
+    val_tiles: int
+    val_every: int
+    checkpoint_every: int
+    checkpoint_minutes: int
+
+
+def read_recipe() -> Recipe:
+    """Reads the config with its defaults."""
+    config: Any = OmegaConf.to_container(OmegaConf.load(RECIPE), resolve=True)
+    trainer, model, data = (config[part]["init_args"] for part in ("trainer", "model", "data"))
+    (checkpoint,) = (
+        callback["init_args"]
+        for callback in trainer["callbacks"]
+        if callback["class_path"] == "g2l_plugin.RunCheckpoint"
+    )
+    return Recipe(
+        teacher=model["teacher"]["source"],
+        student=model["student"]["source"],
+        steps=int(trainer["max_steps"]),
+        step_tiles=int(data["dataloaders"]["train"]["batch_size"]),
+        val_tiles=int(data["datasets"]["train"]["init_args"]["n_val_tiles"]),
+        val_every=int(trainer["val_check_interval"]),
+        checkpoint_every=int(checkpoint["every_n_train_steps"]),
+        checkpoint_minutes=int(checkpoint["every_minutes"]),
+    )
+
+
 def read_share(path: Path) -> tuple[float, str]:
     """The best share of the limit that `eva fit` reached, and where."""
     results = json.loads(path.read_text())
@@ -74,8 +114,10 @@ def read_share(path: Path) -> tuple[float, str]:
 
 def page(options: argparse.Namespace) -> str:
     """The page, in Markdown."""
-    networks = {name: describe_network(name).describe(IMAGE_SIZE) for name in (TEACHER, STUDENT)}
-    teacher, student = networks[TEACHER], networks[STUDENT]
+    recipe = read_recipe()
+    teacher, student = (
+        describe_network(source).describe(IMAGE_SIZE) for source in (recipe.teacher, recipe.student)
+    )
     flops = teacher["flops"] + 3 * student["flops"]
     cached = 3 * student["flops"]
     share, of_share = 0.6, "assumed: our goal; no GPU has measured it yet"
@@ -113,9 +155,13 @@ def page(options: argparse.Namespace) -> str:
         * 2,
     }
     fastest = max(machine.tflops for machine in MACHINES) * 1e12 * PRODUCT_SHARE * share / flops
-    between = min(CHECKPOINT_SECONDS, CHECKPOINT_STEPS * STEP_TILES / fastest)
+    of_pass = recipe.steps * recipe.step_tiles / tiles
+    between = min(
+        60 * recipe.checkpoint_minutes, recipe.checkpoint_every * recipe.step_tiles / fastest
+    )
     writing = checkpoint / (options.gb_per_second * 1e9)
-    validating = VAL_TILES * (teacher["flops"] + student["flops"]) / flops
+    validating = recipe.val_tiles * (teacher["flops"] + student["flops"]) / flops
+    validating /= recipe.val_every * recipe.step_tiles
     lines = [
         "# What a breast run costs",
         "",
@@ -135,18 +181,18 @@ def page(options: argparse.Namespace) -> str:
         "|---|---|---|---|---|---|---|---|",
         *rows,
         "",
-        f"The recipe's bound, 100,000 steps of {STEP_TILES} tiles, is on one device "
-        f"{100_000 * STEP_TILES / tiles:.0%} of "
-        "a pass; its early stop may end a run sooner. Prices, and sizes of slides and packed "
+        f"The recipe's bound, {recipe.steps:,} steps of {recipe.step_tiles} tiles, is on one "
+        f"device {of_pass:.0%} of a pass; its early stop may end a run sooner. Prices, and sizes "
+        "of slides and packed "
         "tiles, are assumed. Several devices are taken to lose nothing: the gradients of a step, "
         f"{4 * weights / 1e9:.1f} GB, are sent while the backward pass goes on. What a core reads "
         "is measured (README).",
         "",
-        f"Not in these hours, on the fastest device with batches of {STEP_TILES}, and less with "
-        f"larger ones: checkpoints, {writing / between:.1%} (every {CHECKPOINT_STEPS:,} steps or "
-        f"{CHECKPOINT_SECONDS // 60} minutes, to a disk that is assumed to take "
-        f"{options.gb_per_second:g} GB/s), and validation, "
-        f"{validating / (VAL_EVERY * STEP_TILES):.1%} ({VAL_TILES} tiles every {VAL_EVERY} steps).",
+        f"Not in these hours, on the fastest device with batches of {recipe.step_tiles}, and less "
+        f"with larger ones: checkpoints, {writing / between:.1%} (every "
+        f"{recipe.checkpoint_every:,} steps or {recipe.checkpoint_minutes} minutes, to a disk that "
+        f"is assumed to take {options.gb_per_second:g} GB/s), and validation, {validating:.1%} "
+        f"({recipe.val_tiles} tiles every {recipe.val_every} steps).",
         "",
         "| disk | GB |",
         "|---|---|",

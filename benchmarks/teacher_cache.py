@@ -17,12 +17,12 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
+import statistics
 import subprocess
 import tempfile
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +31,7 @@ from training_data import dataset_options, make_slides
 from training_eva import eva_command
 from training_options import IMAGE_SIZE, PAPER, SMALL, choose_threads, describe_network
 from training_settings import Settings
+from training_tables import ratio_quartiles, share_text
 from training_turns import Way, take_turns
 
 
@@ -126,16 +127,18 @@ def main() -> None:
         for role, network in networks.items()
     }
     limit = flops["teacher"] / (3 * flops["student"]) + 1
+    if not all(windows.values()):
+        raise SystemExit("A way has failed, as is said above: there is nothing to compare with.")
     rates = {
-        way: np.array([options.batch_size * w["steps"] / w["seconds"] for w in found])
+        way: [options.batch_size * w["steps"] / w["seconds"] for w in found]
         for way, found in windows.items()
     }
     table = Table(title=f"{networks['teacher']} to {networks['student']}, one view of each tile")
     for column in ("eva fit", "tiles/s", "of no cache"):
         table.add_column(column, justify="left" if column == "eva fit" else "right")
     for way, found in rates.items():
-        low, middle, high = np.quantile(found / rates["no cache"], (0.25, 0.5, 0.75))
-        table.add_row(way, f"{np.median(found):,.1f}", f"{middle:.2f} ({low:.2f}-{high:.2f})")
+        share = share_text(ratio_quartiles(found, rates["no cache"]), spread=True)
+        table.add_row(way, f"{statistics.median(found):,.1f}", share)
     table.caption = (
         f"limit by FLOPs: {limit:.2f}; {written / (options.batch_size * (n_steps + 2)) / 1e3:.1f} "
         "kB a tile on disk"

@@ -19,10 +19,10 @@ import lightning.pytorch as pl
 import yaml
 from lightning.pytorch.profilers import Profiler
 from training_data import N_VAL_TILES
+from training_options import RECIPE
 from training_settings import Settings
 from training_turns import Clock
 
-_RECIPE = Path(__file__).parents[1] / "configs" / "g2l_breast.yaml"
 _NEVER = 10**9
 
 
@@ -36,7 +36,7 @@ def eva_command(
         folder: Where to write the config and the run.
         data_options: Arguments of the config's datasets that it takes from no variable.
     """
-    config = yaml.safe_load(_RECIPE.read_text())
+    config = yaml.safe_load(RECIPE.read_text())
     trainer, data = config["trainer"]["init_args"], config["data"]["init_args"]
     trainer["callbacks"].append({"class_path": "training_eva.StepClock"})
     trainer["profiler"] = {"class_path": "training_eva.HostTimes"}

@@ -14,6 +14,7 @@ from training_settings import Network
 
 from g2l_plugin.encoders.known import find_known
 
+RECIPE = Path(__file__).parents[1] / "configs" / "g2l_breast.yaml"
 IMAGE_SIZE = 224
 PAPER = {"teacher": "hf-hub:bioptimus/H-optimus-0", "student": "hf-hub:histai/hibou-L"}
 SMALL = {"teacher": "vit_small_patch16_224", "student": "vit_tiny_patch16_224"}

@@ -48,8 +48,8 @@ def summarise(
             "peak_memory_bytes": max(window["peak_memory_bytes"] for window in windows[name]),
         }
         if name != "loader":
-            found["of_bare"] = _ratios(rates, bare)
-            found["of_limit"] = _ratios([rate * flops for rate in tiles], limit)
+            found["of_bare"] = ratio_quartiles(rates, bare)
+            found["of_limit"] = ratio_quartiles([rate * flops for rate in tiles], limit)
         ways[name] = found
     return {"batch_size": batch_size, "limit_flops_per_second": limit, "ways": ways}
 
@@ -81,8 +81,8 @@ def print_speeds(found: dict[str, Any], flops: int, title: str) -> None:
             LABELS[name],
             _number(way["median"]),
             f"{_number(min(rates))} to {_number(max(rates))}",
-            _share(way.get("of_bare"), spread=True),
-            _share(way.get("of_limit")),
+            share_text(way.get("of_bare"), spread=True),
+            share_text(way.get("of_limit")),
             f"{way['peak_memory_bytes'] / 1e9:.1f}",
         )
     if limit := found["limit_flops_per_second"]:
@@ -106,15 +106,16 @@ def print_parts(parts: dict[str, float], title: str) -> None:
     Console().print(table)
 
 
-def _ratios(values: list[float], others: list[float]) -> list[float] | None:
-    """Quartiles over the rounds; None where the other one failed."""
+def ratio_quartiles(values: list[float], others: list[float]) -> list[float] | None:
+    """Quartiles over the rounds of the ratios within a round; None where the other one failed."""
     if not others:
         return None
     ratios = [a / b for a, b in zip(values, others, strict=True)]
     return np.quantile(ratios, (0.25, 0.5, 0.75)).tolist()
 
 
-def _share(quartiles: list[float] | None, spread: bool = False) -> str:
+def share_text(quartiles: list[float] | None, spread: bool = False) -> str:
+    """The median, with the middle half in brackets where that is asked for."""
     if quartiles is None:
         return ""
     low, middle, high = quartiles

@@ -20,6 +20,20 @@ def test_the_page_of_costs_is_what_its_script_writes():
     assert cost() == (ROOT / "docs" / "cost.md").read_text()
 
 
+def test_what_a_core_reads_is_what_the_readme_says_was_measured():
+    code = "import cost; print(cost.TILES_PER_CORE['slides'], cost.TILES_PER_CORE['packed'])"
+    slides, packed = subprocess.check_output(
+        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", text=True
+    ).split()
+    (row,) = (
+        line
+        for line in (ROOT / "README.md").read_text().splitlines()
+        if "99,840 x" in line and line[0] == "|"
+    )
+    ours, in_shards = (cell.split()[0] for cell in row.strip("| ").split("|")[2:4])
+    assert (slides, packed) == (ours, in_shards)
+
+
 def test_costs_follow_what_was_measured(tmp_path):
     ways = {"eva": {"of_limit": [0.2, 0.3, 0.4]}}
     results = {"device": "a GPU", "comparisons": [{"batch_size": 512, "ways": ways}]}

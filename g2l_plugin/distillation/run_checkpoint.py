@@ -53,7 +53,6 @@ class RunCheckpoint(ModelCheckpoint):
         self._step = self._saved_step = 0
         self._ends = False
         self._place: Any = None
-        self._place_before: Any = None
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -118,17 +117,14 @@ class RunCheckpoint(ModelCheckpoint):
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
     ) -> None:
         self._interruption.stop()
-        # Between a step and the next batch all that counts is whole; later, or with other devices,
-        # it is not.
+        # Between a step and the next batch all that counts is whole; later, in validation, or with
+        # other devices, it is not.
         whole = self._place is not None and self._place == _place(trainer)
-        if whole and trainer.world_size == 1 and isinstance(exception, Exception):
+        whole &= trainer.training and trainer.world_size == 1
+        if whole and isinstance(exception, Exception):
             with contextlib.suppress(UserError):  # weights that are not worth it
                 self._save(trainer)
             _warn(trainer, f"Ended at step {trainer.global_step:,}; kept: {self._kept}.")
-
-    @override
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._place_before, self._place = self._place, None
 
     @override
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -136,7 +132,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._place = self._place_before  # and saves nothing: no metric decides what is kept
+        """Saves nothing: no metric decides what is kept."""
 
     @override
     def state_dict(self) -> dict[str, Any]:

@@ -23,7 +23,7 @@ class Run:
     def __init__(self, folder):
         self.log_dir, self.global_step, self.full = str(folder), 0, False
         self.agreement = SimpleNamespace(known=None)
-        self.bad = False
+        self.bad, self.training = False, True
         self.batches = 0
         self.train_dataloader = SimpleNamespace(state_dict=lambda: {"batches": self.batches})
         self.stop_wished = self.save_wished = False
@@ -181,7 +181,8 @@ def test_what_ends_a_run_between_two_steps_loses_none(make, tmp_path, where, exp
         callback.on_train_end(run, run)
     if where not in ("reading", "step"):
         callback.on_validation_start(run, run)
-        if where != "validation":
+        run.training = where != "validation"
+        if run.training:
             callback.on_validation_end(run, run)
     run.bad = where == "bad"
     callback.on_exception(run, run, UserError("A process that reads tiles died."))
