@@ -1,4 +1,4 @@
-.PHONY: fmt lint types test cards benchmark_configs bench
+.PHONY: fmt lint types test cards benchmark_configs costs bench
 
 fmt:
 	ruff format .
@@ -7,6 +7,7 @@ fmt:
 lint:
 	ruff format --check .
 	ruff check .
+	lint-imports
 
 types:
 	mypy
@@ -15,11 +16,14 @@ test:
 	pytest
 
 cards:
-	python -m g2l_plugin.publishing.planned configs/g2l_breast.yaml model_cards/breast_vitl14.md
-	python -m g2l_plugin.publishing.planned configs/g2l_prostate.yaml model_cards/prostate_vitl14.md
+	python tools/planned_cards.py configs/g2l_breast.yaml model_cards/breast_vitl14.md
+	python tools/planned_cards.py configs/g2l_prostate.yaml model_cards/prostate_vitl14.md
 
 benchmark_configs:
-	python -m g2l_plugin.tasks.configs configs/benchmarks
+	python tools/benchmark_configs.py configs/benchmarks
+
+costs:
+	python tools/cost.py > docs/cost.md
 
 bench:
 	python benchmarks/import_time.py
@@ -33,4 +37,3 @@ bench:
 	python benchmarks/probing.py
 	python benchmarks/training.py
 	python benchmarks/teacher_cache.py
-	python benchmarks/cost.py > docs/cost.md

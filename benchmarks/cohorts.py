@@ -1,35 +1,51 @@
-"""Cohorts for measuring: copies of a few real slides under other names."""
+"""Cohorts to measure with: copies of a few slides under other names, and tiles of them."""
 
 import argparse
 import io
+import math
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
 import tifffile
 from PIL import Image
+from tqdm import tqdm
 
-from g2l_plugin.demo.cohort import make_cohort
+from g2l_plugin import TileDataset
+from g2l_plugin.demo.generate import make_cohort
 from g2l_plugin.slides.cohort import SLIDE_SUFFIXES
 
 _CELL, _TILE = 3840, 240
+N_VAL_TILES = 64
+"""Tiles held out for validation, as in the recipe's config, which holds out more."""
 
 
-def add_arguments(parser: argparse.ArgumentParser, n_slides: int) -> None:
+def add_arguments(parser: argparse.ArgumentParser, n_slides: int | None = None) -> None:
+    """Adds the options of the slides; --n-slides only if it has a default."""
     parser.add_argument(
         "--slides",
         type=Path,
         default=os.environ.get("G2L_SLIDES"),
         help="folder of slides to copy (G2L_SLIDES); without it, slides of the demo cohort",
     )
-    parser.add_argument("--n-slides", type=int, default=n_slides)
+    if n_slides is not None:
+        parser.add_argument("--n-slides", type=int, default=n_slides)
     parser.add_argument("--overwrite-mpp", type=float, default=0.5)
 
 
+def find_slides(source: Path | None, demo: Path) -> list[Path]:
+    """Lists the slides of a folder, or generates a small demo cohort if there is no folder."""
+    if source is None:
+        make_cohort(demo, n_slides=4)
+        source = demo / "slides"
+    return sorted(p for p in source.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES)
+
+
 def copy_slides(source: Path | None, target: Path, n_slides: int, link: bool = False) -> Path:
-    """Fills a folder with `n_slides` copies, or hard links, in turn of the slides of a folder."""
+    """Fills a folder with copies of slides, or hard links to them, until there are `n_slides`."""
     originals = find_slides(source, target.parent / "demo")
     target.mkdir(parents=True)
     first: dict[Path, Path] = {}
@@ -44,31 +60,92 @@ def copy_slides(source: Path | None, target: Path, n_slides: int, link: bool = F
     return target
 
 
-def find_slides(source: Path | None, demo: Path) -> list[Path]:
-    """The slides of a folder, or of a small demo cohort that is generated."""
-    if source is None:
-        make_cohort(demo, n_slides=4)
-        source = demo / "slides"
-    return sorted(p for p in source.iterdir() if p.suffix.lower() in SLIDE_SUFFIXES)
+def min_sharpness(full_size: bool) -> float:
+    """Limit of sharpness; lower for the full-size slide, whose stated resolution is too fine."""
+    return 0.01 if full_size else 0.1
 
 
-def pixels_of(path: Path) -> int:
+def make_full_size(source: Path | None, folder: Path) -> Path:
+    """Makes a folder with one slide as large as a scanner's, from the largest of `source`."""
+    slides = find_slides(source, folder.parent / "demo")
+    folder.mkdir()
+    _write_full_size(max(slides, key=_count_pixels), folder / "full_size.tiff")
+    return folder
+
+
+def make_training_cohort(
+    folder: Path, source: Path | None, full_size: bool, mpp: float, n_tiles: int
+) -> dict[str, Any]:
+    """Links slides until they have at least `n_tiles` tiles for training, and indexes them.
+
+    Returns:
+        Arguments of `TileDataset` for these slides.
+    """
+    if full_size:
+        source = make_full_size(source, folder / "full_size")
+    few = find_slides(source, folder / "demo")
+    options = {
+        "root": str(few[0].parent),
+        "index_dir": str(folder / "few"),
+        "overwrite_mpp": mpp,
+        "min_sharpness": min_sharpness(full_size),
+        "one_per_patient": False,
+        "keep_duplicates": True,
+        "n_slides": None,
+        "n_val_tiles": N_VAL_TILES,
+    }
+    n_slides = len(few) * math.ceil((n_tiles + N_VAL_TILES) / len(index_slides(options)))
+    slides = copy_slides(few[0].parent, folder / "slides", n_slides, link=True)
+    options |= {"root": str(slides), "index_dir": str(folder / "index")}
+    index_slides(options)
+    return options
+
+
+def index_slides(options: dict[str, Any]) -> TileDataset:
+    """Indexes the slides of a dataset and returns it, set up."""
+    dataset = TileDataset(**options, split="train")
+    dataset.prepare_data()
+    dataset.setup()
+    return dataset
+
+
+def write_tiles(options: dict[str, Any], n_tiles: int, path: Path) -> None:
+    """Writes `n_tiles` tiles of the slides, evenly spread, as one array (N, 3, H, W)."""
+    dataset = TileDataset(**options, split="train")
+    dataset.setup()
+    chosen = np.linspace(0, len(dataset) - 1, n_tiles).astype(int)
+    np.save(path, np.stack([dataset[i].numpy() for i in tqdm(chosen, "Tiles", leave=False)]))
+
+
+def write_images(tiles: Path, folder: Path, n_images: int) -> None:
+    """Writes the tiles as JPEG files, and links to them until there are `n_images`."""
+    folder.mkdir()
+    pixels = np.load(tiles, mmap_mode="r")
+    for number in tqdm(range(n_images), "Images", leave=False):
+        path = folder / f"{number:06d}.jpg"
+        if number < len(pixels):
+            Image.fromarray(pixels[number].transpose(1, 2, 0)).save(path, quality=90)
+        else:
+            os.link(folder / f"{number % len(pixels):06d}.jpg", path)
+
+
+def _count_pixels(path: Path) -> int:
     """Pixels of a slide's level 0."""
     with openslide.OpenSlide(str(path)) as slide:
         return slide.dimensions[0] * slide.dimensions[1]
 
 
-def write_full_size(source: Path, target: Path, cells: tuple[int, int] = (26, 17)) -> Path:
-    """Writes a slide as large as a scanner's, of the pixels of a small one.
+def _write_full_size(source: Path, target: Path, cells: tuple[int, int] = (26, 17)) -> None:
+    """Writes a slide as large as a scanner's, with the pixels of a small one.
 
-    A third of it is tissue, in the middle, the rest glass. The tissue is the centre of the small
-    slide, repeated, said to be at 0.25 microns per pixel; JPEG tiles of 240 pixels and levels of 1,
-    4 and 16, as Aperio writes them.
+    A third of it, in the middle, is tissue; the rest is glass. The tissue repeats the centre of the
+    small slide, at a stated 0.25 microns per pixel. Like Aperio's files it has JPEG tiles of 240
+    pixels and levels at downsamples of 1, 4 and 16.
 
     Args:
         source: A slide of at least 1,920 x 1,920 pixels.
         target: The TIFF to write, about 1 GB.
-        cells: How many cells it is wide and high.
+        cells: Its width and height, in cells of 3,840 pixels.
     """
     columns, rows = cells
     y, x = np.mgrid[:rows, :columns]
@@ -108,7 +185,6 @@ def write_full_size(source: Path, target: Path, cells: tuple[int, int] = (26, 17
                 resolution=(1e4 / mpp, 1e4 / mpp),
                 resolutionunit="CENTIMETER",
             )
-    return target
 
 
 def _jpeg(image: Image.Image) -> bytes:

@@ -1,14 +1,14 @@
 """Loads and runs H-optimus-0's architecture, 1.1 billion parameters, with random weights.
 
-Each way to load the file of float32 weights gets a process of its own:
+Each way to load the file of float32 weights runs in a separate process:
 
 - ours, in float32 and in bfloat16: `g2l_plugin.load_encoder`.
 - timm: `timm.create_model("local-dir:...", pretrained=True)`.
 
-Memory is what the process alone holds: pages of the file itself can be given back at any time. The
-limit of the speed is what this machine reaches in a matrix product of the same precision.
+Memory counts only anonymous pages: the system can drop pages of the file at any time. The limit of
+the speed is that of a matrix product of the same precision on this machine.
 
-Run: python benchmarks/giant_teacher.py --folder DIR (4.6 GB of disk, for a while)
+Run: python benchmarks/giant_teacher.py --folder DIR (needs 4.6 GB of disk during the run)
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WAYS = ("ours, float32", "ours, bfloat16", "timm, float32")
 
 
 class Memory:
-    """Gigabytes that this process alone holds: now, and at most since the start."""
+    """Anonymous memory of this process in GB: now, and its peak since the start."""
 
     def __init__(self) -> None:
         self.peak = 0.0
@@ -46,7 +46,9 @@ class Memory:
         for line in Path("/proc/self/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
                 return int(line.split()[1]) / 1e6
-        raise RuntimeError("This system does not tell a process's own memory (RssAnon).")
+        raise RuntimeError(
+            "This system does not report RssAnon in /proc/self/status. Run this on Linux."
+        )
 
     def _watch(self) -> None:
         while True:
@@ -55,7 +57,7 @@ class Memory:
 
 
 def write_weights(folder: Path) -> None:
-    """Publishes the architecture as timm does, with random weights in float32."""
+    """Writes a folder as timm publishes it, with random weights in float32."""
     model = timm.create_model(KNOWN.architecture, num_classes=0, **KNOWN.model_kwargs)
     config = {"input_size": (3, 224, 224), "mean": KNOWN.mean, "std": KNOWN.std}
     save_for_hf(model, str(folder), safe_serialization=True, data_config=config)
@@ -64,7 +66,7 @@ def write_weights(folder: Path) -> None:
 def measure(
     way: str, folder: Path, n_tiles: int, rounds: int, queue: multiprocessing.Queue
 ) -> None:
-    """Puts seconds to load, memory before, after and at most, and seconds a tile."""
+    """Puts seconds to load, memory held and peak, and seconds per tile into the queue."""
     memory = Memory()
     before, start = memory.now(), time.perf_counter()
     if way.startswith("timm"):
@@ -96,7 +98,7 @@ def measure(
 
 
 def matmul_rate(dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product, the best of three."""
+    """Measures the FLOP/s of a large matrix product, the best of three."""
     a, b = (torch.rand(4096, 4096).to(dtype) for _ in range(2))
     times = []
     for _ in range(3):
@@ -108,28 +110,30 @@ def matmul_rate(dtype: torch.dtype) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--folder", type=Path, help="where to put the weights for a while")
-    parser.add_argument("--n-tiles", type=int, default=4, help="of a batch")
+    parser.add_argument("--folder", type=Path, help="where to keep the weights during the run")
+    parser.add_argument("--n-tiles", type=int, default=4, help="per batch")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
     spawn = multiprocessing.get_context("spawn")
     table = Table(title=f"{KNOWN.name}'s architecture: {KNOWN.parameters:,} random weights")
-    for column in ("way", "s to load", "GB held", "GB at most", "s/tile", "GFLOP/tile", "of limit"):
+    for column in ("way", "s to load", "GB held", "peak GB", "s/tile", "GFLOP/tile", "of limit"):
         table.add_column(column, justify="left" if column == "way" else "right")
     with tempfile.TemporaryDirectory(dir=options.folder) as folder:
         writer = spawn.Process(target=write_weights, args=(Path(folder),))
         writer.start()
         writer.join()
         if writer.exitcode:
-            raise SystemExit("The weights could not be written; is there room for 4.6 GB?")
+            raise SystemExit(
+                "Could not write the weights. They need 4.6 GB: give a --folder with room."
+            )
         for way in WAYS:
             queue = spawn.Queue()
             arguments = (way, Path(folder), options.n_tiles, options.rounds, queue)
             process = spawn.Process(target=measure, args=arguments)
             process.start()
-            process.join()  # what it puts is small enough to wait in the pipe
+            process.join()  # before get: the result is small enough to wait in the pipe
             if process.exitcode:
-                raise SystemExit(f"{way}: the process ended with {process.exitcode}.")
+                raise SystemExit(f"{way}: the process exited with {process.exitcode}.")
             found = queue.get()
             table.add_row(
                 way,

@@ -1,11 +1,10 @@
-"""What this package adds to `import torch` and `import eva.vision`, side by side with its absence.
+"""Measures what this package adds to the time of `import torch` and `import eva.vision`.
 
-    python benchmarks/import_time.py --repeats 7
+Each import runs in a new process, with and without the plugin in turn, so that a machine that slows
+down slows down both. "Switched off" is G2L_PLUGIN_AUTOLOAD=0: PyTorch still calls the plugin, which
+returns immediately. "Without" is TORCH_DEVICE_BACKEND_AUTOLOAD=0: PyTorch looks for no plugins.
 
-Each import runs in a process of its own, with and without the plugin in turn, so that a machine
-that gets slower meanwhile gets slower for both. "Switched off" is G2L_PLUGIN_AUTOLOAD=0, where
-PyTorch still calls the plugin, which returns at once; "without" is TORCH_DEVICE_BACKEND_AUTOLOAD=0,
-where PyTorch does not even look for plugins.
+Run: python benchmarks/import_time.py --repeats 7
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ print(time.perf_counter() - start, len(sys.modules))
 
 
 def time_import(module: str, setting: str) -> tuple[float, int]:
-    """Seconds that an import takes in a fresh process, and how many modules are then imported."""
+    """Measures an import in a new process: its seconds, and the number of modules imported."""
     switches = {name for variables in SETTINGS.values() for name in variables}
     environment = {key: value for key, value in os.environ.items() if key not in switches}
     output = subprocess.run(
@@ -55,7 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7, help="runs of each import")
     repeats = parser.parse_args().repeats
-    for module in MODULES:  # once unmeasured, for the file cache
+    for module in MODULES:  # not measured: fills the file cache
         time_import(module, "with plugin")
     runs: dict[tuple[str, str], list[tuple[float, int]]] = {}
     for _ in track(range(repeats), "Importing", console=Console(stderr=True)):

@@ -1,8 +1,8 @@
-"""Measures how many slides a minute are indexed: on one process and on all cores.
+"""Measures how many slides per minute are indexed, with one process and with all cores.
 
-Once on copies of the slides given, once on links to one slide as large as a scanner's, beside the
-time that OpenSlide takes to read what an index needs: the overview, and every tissue tile at the
-resolution where focus is measured.
+Indexes copies of the given slides, and links to one slide as large as a scanner's. The speed is
+compared with the time OpenSlide needs to read the same pixels: the overview, and every tissue tile
+at the resolution used to measure sharpness.
 
 Run: python benchmarks/indexing.py --slides DIR
 """
@@ -14,18 +14,19 @@ import time
 from pathlib import Path
 
 import openslide
-from cohorts import add_arguments, copy_slides, find_slides, pixels_of, write_full_size
+from cohorts import add_arguments, copy_slides, make_full_size, min_sharpness
 from rich.console import Console
 from rich.table import Table
 
-from g2l_plugin.slides.index import Index, build_index
-from g2l_plugin.slides.slide import read_overview
-from g2l_plugin.slides.tiling import TileGrid
+from g2l_plugin.slides.index import Index
+from g2l_plugin.slides.indexing import build_index
+from g2l_plugin.slides.overview import read_overview
+from g2l_plugin.slides.tile_grid import TileGrid
 from g2l_plugin.slides.tissue import FOCUS_MPP, OVERVIEW_MPP
 
 
 def reading_seconds(index: Index) -> float:
-    """Seconds of one process to read the pixels that the index was made from."""
+    """Measures how long one process reads the pixels that the index is made from."""
     start = time.perf_counter()
     for slide in index.load():
         mpp = next(
@@ -53,17 +54,16 @@ def main() -> None:
         table.add_column(column, justify="left" if column == "slides" else "right")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        largest = max(find_slides(options.slides, folder / "demo"), key=pixels_of)
-        (folder / "one").mkdir()
-        write_full_size(largest, folder / "one" / "full_size.tiff")
+        one = make_full_size(options.slides, folder / "one")
         cohorts = {
             "as given": copy_slides(options.slides, folder / "given", options.n_slides),
-            "full size": copy_slides(folder / "one", folder / "large", options.n_full_size, True),
+            "full size": copy_slides(one, folder / "large", options.n_full_size, link=True),
         }
         for name, slides in cohorts.items():
-            # The full-size slide says it is finer than its pixels are.
-            sharpness = 0.01 if name == "full size" else 0.1
-            grid = TileGrid(overwrite_mpp=options.overwrite_mpp, min_sharpness=sharpness)
+            grid = TileGrid(
+                overwrite_mpp=options.overwrite_mpp,
+                min_sharpness=min_sharpness(full_size=name == "full size"),
+            )
             limit = None
             for workers in sorted({1, os.cpu_count() or 1}):
                 start = time.perf_counter()

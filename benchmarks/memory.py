@@ -1,8 +1,8 @@
-"""Measures the memory of a run that reads tiles, with 48 slides and with 1,000.
+"""Measures the memory of a process that reads tiles, with 48 slides and with 1,000.
 
-The cohorts are hard links to the slides given. Each is read in a process of its own, with data
-workers, for some epochs or seconds. Printed is the most memory that the process and its workers had
-between them, shared pages counted once (PSS; Linux).
+The cohorts are hard links to the given slides. A new process with data workers reads each of them
+for --seconds. The table shows the peak memory of the process and its workers together, with shared
+pages counted once (PSS; Linux).
 
 Run: python benchmarks/memory.py --slides DIR
 """
@@ -19,9 +19,11 @@ from cohorts import add_arguments, copy_slides
 from rich.console import Console
 from rich.table import Table
 
+from g2l_plugin import TileDataset, TileLoader
+
 
 def pss_of_all() -> float:
-    """MB of this process and its children."""
+    """Memory of this process and its children in MB."""
     total = 0
     for process in [os.getpid(), *(child.pid for child in multiprocessing.active_children())]:
         lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
@@ -30,8 +32,6 @@ def pss_of_all() -> float:
 
 
 def measure(folder: Path, slides: Path, options: argparse.Namespace, results) -> None:
-    from g2l_plugin import TileDataset, TileLoader
-
     dataset = TileDataset(
         str(slides),
         overwrite_mpp=options.overwrite_mpp,
@@ -48,7 +48,7 @@ def measure(folder: Path, slides: Path, options: argparse.Namespace, results) ->
     peak, n_tiles, last, start = before, 0, 0.0, time.monotonic()
     while time.monotonic() - start < options.seconds:
         for batch in loader:
-            n_tiles += len(batch.data)
+            n_tiles += len(batch.tiles)
             now = time.monotonic()
             if now - last > 1:
                 peak, last = max(peak, pss_of_all()), now
@@ -59,17 +59,17 @@ def measure(folder: Path, slides: Path, options: argparse.Namespace, results) ->
 
 def main() -> None:
     if not sys.platform.startswith("linux"):
-        sys.exit("This reads /proc, which only Linux has.")
+        sys.exit("This benchmark reads /proc, which only Linux has.")
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, n_slides=1000)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument(
-        "--buffer-tiles", type=int, default=1024, help="as small as both cohorts fill"
+        "--buffer-tiles", type=int, default=1024, help="small enough for both cohorts to fill it"
     )
     parser.add_argument("--seconds", type=float, default=60)
     options = parser.parse_args()
     table = Table(title=f"Memory of a process and its {options.workers} data workers")
-    for column in ("slides", "tiles", "tiles read", "MB before", "MB at most"):
+    for column in ("slides", "tiles", "tiles read", "MB before", "peak MB"):
         table.add_column(column, justify="right")
     with tempfile.TemporaryDirectory() as name:
         context = multiprocessing.get_context("spawn")

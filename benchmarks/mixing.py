@@ -1,7 +1,7 @@
-"""Measures how well batches mix the slides, beside a full shuffle of all tiles.
+"""Measures how well batches mix the slides, compared with a full shuffle of all tiles.
 
-Only numbers: no tile is read. "Neighbours" are tiles of a batch whose numbers in a slide are less
-than a block apart.
+No tile is read, only tile numbers are drawn. "Neighbours" are pairs of tiles in a batch that come
+from the same slide and whose numbers are less than a block apart.
 
 Run: python benchmarks/mixing.py
 """
@@ -16,7 +16,7 @@ from g2l_plugin.slides.mixing import MixingBuffer, shuffled_blocks
 
 
 def describe(batches: list[np.ndarray], slide: np.ndarray, block_tiles: int) -> tuple[float, float]:
-    """Mean number of slides of a batch, and mean pairs of neighbours in it."""
+    """Computes the mean number of slides, and of pairs of neighbours, in a batch."""
     n_slides, n_pairs = [], []
     for tiles in batches:
         n_slides.append(len(np.unique(slide[tiles])))

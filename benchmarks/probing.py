@@ -1,6 +1,6 @@
-"""How fast eva fits its head on embeddings in memory, beside its own dataset of a file a tile.
+"""Measures how fast eva fits its head on embeddings in memory, and with one file per tile.
 
-python benchmarks/probing.py --n-tiles 20000
+Run: python benchmarks/probing.py --n-tiles 20000
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ from eva.core.data.datasets import EmbeddingsClassificationDataset
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from g2l_plugin.evaluation.embeddings import _read
-from g2l_plugin.evaluation.in_memory import EmbeddingsInMemory
+from g2l_plugin.evaluation.embedding_files import EmbeddingsInMemory
 
 
 def main() -> None:
@@ -29,7 +28,7 @@ def main() -> None:
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         root = write(Path(folder), options.n_tiles, options.width)
-        # One process each, as eva's workers do.
+        # Like one of eva's workers.
         torch.set_num_threads(1)
         theirs, ours = [], []
         eva = make(EmbeddingsClassificationDataset, root)
@@ -46,6 +45,7 @@ def main() -> None:
 
 
 def write(root: Path, n_tiles: int, width: int) -> Path:
+    """Writes random embeddings and their manifest, as eva does."""
     rows = []
     for number in tqdm(range(n_tiles), "Writing embeddings"):
         torch.save([torch.randn(width)], root / f"{number}.pt")
@@ -56,7 +56,6 @@ def write(root: Path, n_tiles: int, width: int) -> Path:
 
 
 def make(kind: type, root: Path) -> EmbeddingsClassificationDataset:
-    _read.cache_clear()
     dataset = kind(str(root), "manifest.csv", "train")
     dataset.setup()
     return dataset

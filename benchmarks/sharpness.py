@@ -1,7 +1,7 @@
-"""Measures what `min_sharpness` leaves out: tiles as they are, and blurred.
+"""Measures which tiles `min_sharpness` leaves out, with and without added blur.
 
-Percentiles of the sharpness of tissue tiles, and the share below the default limit, of the tiles
-as they are and after Gaussian blurs.
+The table has percentiles of the sharpness of tissue tiles, and the share below the default limit,
+for the original tiles and after Gaussian blurs.
 
 Run: python benchmarks/sharpness.py --slides DIR
 """
@@ -17,7 +17,7 @@ from rich.table import Table
 from scipy import ndimage
 
 from g2l_plugin import TileDataset
-from g2l_plugin.slides.tiling import TileGrid
+from g2l_plugin.slides.tile_grid import TileGrid
 from g2l_plugin.slides.tissue import sharpness
 
 BLURS = (0.0, 0.5, 1.0, 1.5, 2.0)

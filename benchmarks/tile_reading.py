@@ -1,13 +1,13 @@
-"""Measures shuffled tiles per second and core, side by side with what a user would use instead.
+"""Measures shuffled tiles per second and core, next to the alternatives.
 
-- plain: `read_region` of OpenSlide on a held handle, slide by slide, row by row: the limit.
-- ours: `TileLoader`, shuffled batches of 32 of a `TileDataset`.
+- plain: OpenSlide's `read_region` on an open slide, slide by slide and row by row: the limit.
+- ours: `TileLoader`, shuffled batches of 32 from a `TileDataset`.
 - eva: `eva.vision.datasets.MultiWsiDataset`, shuffled.
-- packed: ours, of what `g2l pack` wrote.
+- packed: ours, from shards written by `g2l pack`.
 
-Each takes its turn in each round, on one core; ratios are medians over the rounds of those within a
-round, since a machine's speed changes. With --full-size, all slides are links to one as
-large as a scanner's, and only a part of the tiles is packed.
+All take turns on one core. Ratios are taken within a round, because a machine's speed changes, and
+reported as medians over the rounds. With --full-size, all slides are links to one as large as a
+scanner's, and only some of the tiles are packed.
 
 Run: python benchmarks/tile_reading.py --slides DIR
 """
@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 import openslide
 import torch
-from cohorts import add_arguments, copy_slides, find_slides, pixels_of, write_full_size
+from cohorts import add_arguments, copy_slides, make_full_size, min_sharpness
 from eva.vision.data.datasets import MultiWsiDataset
 from eva.vision.data.wsi.patching.samplers import ForegroundGridSampler
 from rich.console import Console
@@ -51,7 +51,7 @@ def read_plain(dataset: TileDataset) -> Iterator[int]:
 
 def read_batches(loader: TileLoader) -> Iterator[int]:
     for _ in itertools.count():
-        yield from (len(batch.data) for batch in loader)
+        yield from (len(batch.tiles) for batch in loader)
 
 
 def read_eva(dataset: MultiWsiDataset) -> Iterator[int]:
@@ -64,15 +64,11 @@ def read_eva(dataset: MultiWsiDataset) -> Iterator[int]:
 def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Iterator[int]]:
     source = options.slides
     if options.full_size:
-        source = folder / "full_size"
-        source.mkdir()
-        largest = max(find_slides(options.slides, folder / "demo"), key=pixels_of)
-        write_full_size(largest, source / "full_size.tiff")
+        source = make_full_size(options.slides, folder / "full_size")
     slides = copy_slides(source, folder / "slides", options.n_slides, link=options.full_size)
-    # The full-size slide says it is finer than its pixels are.
     common = {
         "overwrite_mpp": options.overwrite_mpp,
-        "min_sharpness": 0.01 if options.full_size else 0.1,
+        "min_sharpness": min_sharpness(options.full_size),
         "keep_duplicates": True,
         "split": "train",
     }
@@ -106,7 +102,7 @@ def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Iterato
     )
     try:
         eva.setup()
-    except ValueError as error:  # its OpenSlide backend does not use `overwrite_mpp`
+    except ValueError as error:  # its OpenSlide backend ignores `overwrite_mpp`
         print(f"eva cannot read these slides: {error}")
     else:
         readers["eva"] = read_eva(eva)
@@ -114,7 +110,7 @@ def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Iterato
 
 
 def measure(reader: Iterator[int], seconds: float) -> float:
-    """Tiles per second of CPU time: what a core does, whatever else runs on the machine."""
+    """Measures tiles per second of CPU time, which other load on the machine does not change."""
     start, n_tiles = time.process_time(), 0
     while time.process_time() - start < seconds:
         n_tiles += next(reader)
@@ -128,7 +124,7 @@ def main() -> None:
     parser.add_argument("--block-tiles", type=int, default=32)
     parser.add_argument("--buffer-tiles", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=30)
-    parser.add_argument("--seconds", type=float, default=1, help="of each reader in each round")
+    parser.add_argument("--seconds", type=float, default=1, help="per reader and round")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         readers = make_readers(Path(folder), options)

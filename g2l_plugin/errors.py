@@ -1,26 +1,32 @@
-"""The one kind of error that a user can cause and mend."""
+"""The error for problems that the user can fix."""
 
 import re
 
-_MAX_SAID = 200
-"""Characters of a library's own message that fit into one line of ours."""
+_MAX_LENGTH = 200
+"""Characters of a library's message that fit into one line of ours."""
+
+_REPORTS = re.compile(
+    r"^\s*g2l_plugin\.errors\.UserError: (?P<raised>.+)$"  # the traceback of another process
+    r"|UserError raised while resolving interpolation: (?P<resolver>.+)$",  # OmegaConf
+    re.MULTILINE,
+)
 
 
 class UserError(RuntimeError):
-    """What was given, what was expected and what to do next, in one or two lines.
+    """An error that says what was given, what was expected and what to do next, in a line or two.
 
-    eva's command line prints it without a traceback and exits with status 1; in a Python session it
+    eva's command line prints it without a traceback and exits with status 1. In a Python session it
     is an ordinary exception.
     """
 
 
 def message_in(report: str) -> str | None:
-    """Finds the message of a `UserError` in what is left of it as text: a traceback of a worker."""
-    found = re.findall(r"^\s*g2l_plugin\.errors\.UserError: (.+)$", report, re.MULTILINE)
+    """Finds the message of a `UserError` in a worker's traceback or a library's own error."""
+    found = [match["raised"] or match["resolver"] for match in _REPORTS.finditer(report)]
     return found[-1] if found else None
 
 
 def in_one_line(error: BaseException | str) -> str:
-    """What an error of a library says, as a part of one line."""
-    said = " ".join(str(error).split()).rstrip(".")
-    return said if len(said) <= _MAX_SAID else f"{said[:_MAX_SAID]} …"
+    """The message of a library's error, as part of one line."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]} …"

@@ -1,4 +1,4 @@
-"""Writing without ever leaving half a file or half a folder."""
+"""Writing files and folders completely or not at all."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 
 def flush_to_disk(path: Path) -> None:
-    """Waits until a file, or a folder's list of files, is on the disk itself."""
+    """Waits until a file, or a folder's list of files, is on the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -21,7 +21,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file beside its place, to the disk itself, and renames it into it."""
+    """Writes a text file to disk under a temporary name, and renames it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -30,11 +30,11 @@ def write_text(path: Path, text: str) -> None:
 
 @contextlib.contextmanager
 def new_file(path: Path) -> Iterator[Path]:
-    """Yields a path to write to, which takes the place of `path` when the block ends well.
+    """Yields a temporary path to write to, which is renamed to `path` if the block succeeds.
 
-    When the block fails, what stood at `path` stands there still, and nothing is left behind.
+    If the block fails, an existing file at `path` stays, and the temporary file is removed.
     """
-    # Its own name: processes of several machines may write the same file.
+    # A unique name: processes of several machines may write the same file.
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         yield partial
@@ -46,15 +46,15 @@ def new_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """Yields a folder to fill, which takes the place of `path` when the block ends well.
+    """Yields a temporary folder to fill, which is renamed to `path` if the block succeeds.
 
-    What stood at `path` is replaced only then; when the block fails, nothing is left behind.
+    Only then is an existing folder replaced. If the block fails, the temporary one is removed.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         yield partial
-        partial.chmod(0o755)  # mkdtemp's folders are closed to others
+        partial.chmod(0o755)  # mkdtemp's folders are private to the user
         if path.exists():
             shutil.rmtree(path)
         partial.rename(path)

@@ -1,4 +1,4 @@
-"""One function over many jobs in several processes, of which any may die."""
+"""Running a function on many jobs in processes, any of which may die."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Job = TypeVar("Job")
 
 
 class WorkerCrash(RuntimeError):
-    """The process that did a job died: of a fault in a native library, or for want of memory."""
+    """The process that ran a job died: a native library failed, or memory ran out."""
 
 
 def run_in_processes(
     function: Callable[[Job], Any], jobs: Sequence[Job], workers: int | None = None
 ) -> Generator[tuple[Job, Any], None, None]:
-    """Calls a function on each job and yields what it returns, as it comes.
+    """Calls a function on each job and yields results in the order of completion.
 
-    A job whose process dies is found by running those that were under way one by one; it yields a
-    `WorkerCrash`, and all others still run. An exception of the function itself is raised. Whoever
-    stops iterating waits only for jobs under way.
+    If a process dies, the jobs that may have been running are run again one by one. The job that
+    kills its process yields a `WorkerCrash`; all others still run. An exception in the function is
+    raised. A caller that stops iterating waits only for the running jobs.
 
     Args:
-        function: What to call; it must be picklable, as must be jobs and results.
+        function: Function of one job. It, the jobs and the results must be picklable.
         jobs: Its arguments.
-        workers: Processes; None takes one per CPU core.
+        workers: Processes; None starts one per CPU core.
 
     Yields:
         A job, and its result or a `WorkerCrash`.
@@ -41,7 +41,7 @@ def run_in_processes(
             for number, result in _run_pool(function, waiting, min(workers, len(waiting))):
                 yield waiting.pop(number), result
         except BrokenProcessPool:
-            # Jobs start in order, and a few wait in the pool's pipe.
+            # Jobs start in order, and a few more wait in the pool's pipe.
             for number in list(waiting)[: 2 * workers + 1]:
                 try:
                     ((_, result),) = _run_pool(function, {number: waiting[number]}, 1)
@@ -53,7 +53,7 @@ def run_in_processes(
 def _run_pool(
     function: Callable[[Job], Any], jobs: dict[int, Job], workers: int
 ) -> Generator[tuple[int, Any], None, None]:
-    # Forked where that is safe: a spawned process would import the caller's program anew.
+    # Fork where that is safe: a spawned process imports the caller's program again.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
         futures = {pool.submit(function, job): number for number, job in jobs.items()}
@@ -61,5 +61,5 @@ def _run_pool(
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()
         finally:
-            # Else whoever stops this would wait for every job that is still to be done.
+            # Otherwise a caller that stops iterating would wait for all remaining jobs.
             pool.shutdown(cancel_futures=True)

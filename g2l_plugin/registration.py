@@ -1,14 +1,16 @@
-"""How eva learns of this package, and of any other that adds backbones to its registry.
+"""How eva finds this package, and any other that adds backbones to its registry.
 
 PyTorch calls `autoload` at the end of `import torch` (entry-point group `torch.backends`), before
-eva exists. It asks to be told when two modules of eva are imported:
+eva exists. `autoload` registers hooks for the import of two modules of eva:
 
-- after eva's backbones, every entry point of the group `eva.backbones` becomes one more of them;
-- when eva's command line starts, the trainer and the module are imported, so that configs name them
-  bare and `--help` lists them, and errors that a user can mend are printed without a traceback.
+- After eva's backbones are imported, every entry point of the group `eva.backbones` becomes a
+  backbone of its registry.
+- When eva's command line starts, the trainer and the module are imported, so that configs can name
+  them without a package and `--help` lists them; the configs of this package can include its
+  recipe; and errors that a user can mend are printed without a traceback.
 
-Nothing here may raise or be slow: `import torch` and `import eva` belong to the user. The variable
-G2L_PLUGIN_AUTOLOAD=0 switches all of it off; TORCH_DEVICE_BACKEND_AUTOLOAD=0 is PyTorch's own.
+Nothing here may raise an error or be slow: `import torch` and `import eva` belong to the user.
+G2L_PLUGIN_AUTOLOAD=0 switches all of it off; so does PyTorch's TORCH_DEVICE_BACKEND_AUTOLOAD=0.
 """
 
 from __future__ import annotations
@@ -30,17 +32,17 @@ ENTRY_POINT_GROUP = "eva.backbones"
 SWITCH = "G2L_PLUGIN_AUTOLOAD"
 """Set to 0, this variable leaves torch and eva as if the package were not installed."""
 
-_OURS = "g2l-plugin"
-# The package and not its module `registry`: eva's own backbones are then in, and a name that two
-# claim is a warning about the newcomer instead of an error in eva.
+_OWN_PACKAGE = "g2l-plugin"
+# The package and not its module `registry`: eva's own backbones are registered by then, and a name
+# that two packages claim is a warning about the second instead of an error in eva.
 _BACKBONES_MODULE = "eva.vision.models.networks.backbones"
-# A hook fires at once on a module that is half imported, as `eva` and `eva.core.cli.cli` are when
-# they import torch. This one eva imports later.
+# A hook runs at once on a module that is half imported, as `eva` and `eva.core.cli.cli` are when
+# they import torch. eva imports this one later.
 _CLI_MODULE = "eva.core.cli.setup"
 
 
 def autoload() -> None:
-    """Asks to be told when eva is imported; loads neither torch nor eva."""
+    """Registers the import hooks; loads neither torch nor eva."""
     if os.environ.get(SWITCH) == "0":
         return
     try:
@@ -53,26 +55,26 @@ def autoload() -> None:
 
 
 def register_backbones(backbones_module: ModuleType) -> None:
-    """Adds the entry points of the group `eva.backbones` to eva's registry, unloaded.
+    """Adds the entry points of the group `eva.backbones` to eva's registry, without loading them.
 
     Args:
         backbones_module: eva's package that holds `backbone_registry`.
     """
     registry = backbones_module.backbone_registry
-    # Ours first: another package cannot take their names.
+    # Our own first: another package cannot take their names.
     found = importlib.metadata.entry_points(group=ENTRY_POINT_GROUP)
-    for entry_point in sorted(found, key=lambda entry_point: _owner(entry_point) != _OURS):
+    for entry_point in sorted(found, key=lambda entry_point: _owner(entry_point) != _OWN_PACKAGE):
         try:
             _check(entry_point)
             registry.register(entry_point.name)(LazyBackbone(entry_point))
         except Exception as error:
-            _warn(f"{_describe(entry_point)} is left out: {error}")
+            _warn(f"{_describe(entry_point)} is not registered: {error}")
 
 
 def extend_cli(setup_module: Any) -> None:
-    """Has eva's command line call `prepare_cli` when it starts.
+    """Makes eva's command line call `prepare_cli` when it starts.
 
-    `import eva` alone also imports eva's command line, so only the call tells them apart.
+    `import eva` also imports eva's command line; only the call distinguishes the two.
 
     Args:
         setup_module: eva's module with the function `setup`, which the command line calls first.
@@ -88,7 +90,8 @@ def extend_cli(setup_module: Any) -> None:
 
 
 def prepare_cli() -> None:
-    """Makes trainer and module known to eva's command line, and errors of users short."""
+    """Makes trainer, module and recipe known to eva's command line, and errors of users short."""
+    from g2l_plugin.config_files import register_resolvers
     from g2l_plugin.errors import UserError, message_in
 
     previous = sys.excepthook
@@ -96,23 +99,26 @@ def prepare_cli() -> None:
     def print_user_errors(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        behind: BaseException | None = error
-        # jsonargparse raises an error of its own from ours where a type is a union.
-        while behind is not None and not isinstance(behind, UserError):
-            behind = behind.__cause__
-        if behind is not None:
-            # From a data worker it comes with the worker's own traceback as its text.
-            print(f"error: {message_in(str(behind)) or behind}", file=sys.stderr)
+        cause: BaseException | None = error
+        # jsonargparse raises its own error from ours if a type is a union.
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__
+        # A data worker's error arrives with the worker's traceback as its text; OmegaConf's with
+        # the message of the error in a resolver.
+        message = message_in(str(cause or error)) or cause
+        if message is not None:
+            print(f"error: {message}", file=sys.stderr)
         else:
             previous(kind, error, trace)
 
     sys.excepthook = print_user_errors
+    register_resolvers()
     import g2l_plugin.distillation.module
-    import g2l_plugin.distillation.trainer  # noqa: F401
+    import g2l_plugin.distillation.running.trainer  # noqa: F401
 
 
 class LazyBackbone:
-    """A backbone function that is imported when its signature is asked for or it is called."""
+    """A backbone function that is imported when it is called or its signature is read."""
 
     def __init__(self, entry_point: importlib.metadata.EntryPoint) -> None:
         """Initializes the backbone from its entry point, without loading it."""
@@ -124,7 +130,7 @@ class LazyBackbone:
 
     @property
     def __signature__(self) -> inspect.Signature:
-        """The function's own signature: eva passes only arguments that it names."""
+        """The signature of the function: eva passes only the arguments in it."""
         return inspect.signature(self._load())
 
     def _load(self) -> Callable[..., Any]:
@@ -137,7 +143,7 @@ class LazyBackbone:
 
 
 def _guarded(function: Callable[..., None]) -> Callable[..., None]:
-    """Turns an exception of a function that eva did not ask for into a warning."""
+    """Turns an exception of a function that eva did not call into a warning."""
 
     def guarded(*args: Any) -> None:
         try:
@@ -151,14 +157,14 @@ def _guarded(function: Callable[..., None]) -> Callable[..., None]:
 def _warn(message: str) -> None:
     try:
         warnings.warn(message, stacklevel=3)
-    except Warning:  # where warnings are errors, they are still none of torch's or eva's
+    except Warning:  # if warnings are errors, they still must not reach torch or eva
         print(f"warning: {message}", file=sys.stderr)
 
 
 def _check(entry_point: importlib.metadata.EntryPoint) -> None:
-    """Raises where it is cheap to see that an entry point can never be loaded."""
+    """Raises if it is cheap to see that an entry point can never be loaded."""
     if not entry_point.pattern.match(entry_point.value):
-        raise ValueError("its value is not of the form module:function")
+        raise ValueError("its value does not have the form module:function")
     package = entry_point.module.partition(".")[0]
     if importlib.util.find_spec(package) is None:
         raise ImportError(f"there is no package {package!r}")

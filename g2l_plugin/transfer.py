@@ -1,4 +1,4 @@
-"""Bringing values to the device and to the host without waiting for the device."""
+"""Copies between host and device that do not wait for the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 
 def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.Tensor:
-    """Copies an array to the device; from pinned memory, as only then nothing is waited for."""
+    """Copies an array to the device, from pinned memory: other copies would wait."""
     tensor = torch.as_tensor(array)
     if device.type == "cuda":
         tensor = tensor.pin_memory().to(device, non_blocking=True)
@@ -17,13 +17,13 @@ def to_device(array: np.ndarray | torch.Tensor, device: torch.device) -> torch.T
 
 
 def start_copy(values: torch.Tensor) -> Callable[[], torch.Tensor]:
-    """Starts to copy values to the host.
+    """Starts a copy to the host.
 
     Args:
-        values: Of any shape, on any device.
+        values: Values of any shape, on any device.
 
     Returns:
-        Waits until the copy has arrived, and gives it.
+        A function that waits for the copy and returns it.
     """
     if values.device.type != "cuda":
         return lambda: values

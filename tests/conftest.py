@@ -44,7 +44,7 @@ def write_slide():
 
 
 @pytest.fixture
-def told():
+def warned():
     """The warnings that are logged."""
     messages = []
     sink = logger.add(messages.append, level="WARNING")

@@ -1,4 +1,4 @@
-"""A loopback server that speaks as much of the Hub's HTTP API as is used here, and its faults."""
+"""A loopback server with the part of the Hub's HTTP API that is used here, and its faults."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _ERRORS = {  # kind: status, X-Error-Code, X-Error-Message
 
 @dataclasses.dataclass
 class Repo:
-    """The files of each commit, and the commits that branches and tags stand for."""
+    """The files of each commit, and the commits of branches and tags."""
 
     commits: dict[str, dict[str, bytes]]
     branches: dict[str, str]
@@ -51,7 +51,7 @@ class Repo:
 
 
 class Hub(http.server.ThreadingHTTPServer):
-    """Folders served as repositories of one commit each, and what is uploaded.
+    """Serves folders as repositories of one commit each, and accepts uploads.
 
     Attributes:
         repos: Each repository, by `org/name`.
@@ -60,12 +60,12 @@ class Hub(http.server.ThreadingHTTPServer):
         gated: Repository to the tokens that have access to it.
         readers: Tokens that may only read.
         expired: Tokens that are not accepted.
-        down: Repositories that are answered with 503.
-        busy: So many of the next requests are answered with 429.
-        cut: So many of the next large files end in their middle.
-        drop: So many of the next uploads of large files are dropped in their middle.
-        drop_commits: When the connection of each next commit is dropped: `before` or `after` it.
-        corrupt: Whether large files are stored with a wrong byte.
+        down: Repositories whose requests are answered with 503.
+        busy: Number of next requests that are answered with 429.
+        cut: Number of next large downloads that end in the middle.
+        drop: Number of next uploads of large files that are dropped in the middle.
+        drop_commits: Whether the connection is dropped `before` or `after` each next commit.
+        corrupt: Whether large files are served with a wrong byte.
         served: (method, path, Range) of each request.
     """
 
@@ -95,12 +95,13 @@ class Hub(http.server.ThreadingHTTPServer):
         return f"http://127.0.0.1:{self.server_port}"
 
     def handle_error(self, request, client_address):
-        pass  # a client that went away
+        pass  # a client that disconnected
 
 
 _NAME, _API = "/([^/]+/[^/]+)", "/api/models/([^/]+/[^/]+)"
 _ROUTES = {
     f"GET {_API}(?:/revision/([^/]+))?": "_model_info",
+    f"GET {_API}/tree/([^/]+)": "_tree",
     f"GET {_API}/refs": "_refs",
     f"GET {_API}/discussions": "_discussions",
     f"(?:GET|HEAD) {_NAME}/resolve/([^/]+)/(.+)": "_file",
@@ -139,9 +140,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return self._error("missing")
         if name in hub.down:
             return self._error("down")
-        # Anybody may send files for a pull request.
-        suggests = "create_pr=1" in self.path or answer == "_lfs_batch"
-        if writes and name and name.partition("/")[0] not in hub.namespaces and not suggests:
+        # Everybody may send files for a pull request.
+        is_suggestion = "create_pr=1" in self.path or answer == "_lfs_batch"
+        if writes and name and name.partition("/")[0] not in hub.namespaces and not is_suggestion:
             return self._error("forbidden")
         return getattr(self, answer)(hub.repos.get(name), name, *values)
 
@@ -154,12 +155,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if not (commit := repo.find(revision or "main")):
             return self._error("revision")
         siblings = [{"rfilename": file} for file in sorted(repo.commits[commit])]
-        for sibling in siblings if "blobs=" in self.path else []:
-            data = repo.commits[commit][sibling["rfilename"]]
-            sibling["blobId"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
-            if sibling["rfilename"].endswith(".safetensors"):
-                sibling["lfs"] = {"sha256": _sha256(data), "size": len(data), "pointerSize": 134}
         self._json({"id": name, "sha": commit, "private": repo.private, "siblings": siblings})
+
+    def _tree(self, repo, name, revision):
+        if not (commit := repo.find(revision)):
+            return self._error("revision")
+        entries = []
+        for path, data in sorted(repo.commits[commit].items()):
+            oid = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+            entries.append({"type": "file", "path": path, "size": len(data), "oid": oid})
+            if path.endswith(".safetensors"):
+                entries[-1]["lfs"] = {"oid": _sha256(data), "size": len(data), "pointerSize": 134}
+        self._json(entries)
 
     def _refs(self, repo, name):
         branches, tags = (
@@ -192,20 +199,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         }
         if self.server.corrupt and file.endswith(".safetensors"):
             data = data[:-1] + bytes([data[-1] ^ 1])
-        if not (asked := self.headers["Range"]):
+        if not (byte_range := self.headers["Range"]):
             return self._send(data, headers)
-        start = int(asked.removeprefix("bytes=").partition("-")[0])
+        start = int(byte_range.removeprefix("bytes=").partition("-")[0])
         headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
         return self._send(data[start:], headers, status=206)
 
     def _create_repo(self, *_):
-        asked = json.loads(self._body())
-        name = f"{asked['organization']}/{asked['name']}"
-        if asked["organization"] not in self.server.namespaces:
+        request = json.loads(self._body())
+        name = f"{request['organization']}/{request['name']}"
+        if request["organization"] not in self.server.namespaces:
             return self._error("forbidden")
         if name in self.server.repos:
             return self._error("exists")
-        self.server.repos[name] = repo = Repo({}, {}, private=asked.get("visibility") == "private")
+        self.server.repos[name] = repo = Repo(
+            {}, {}, private=request.get("visibility") == "private"
+        )
         repo.commit({".gitattributes": b"*.safetensors filter=lfs\n"}, "main")
         self._json({"url": f"{self.server.url}/{name}"})
 

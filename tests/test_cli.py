@@ -1,4 +1,5 @@
 import re
+from pathlib import Path
 
 import pytest
 from helpers import damage, run_g2l
@@ -72,9 +73,9 @@ def test_an_interrupted_command_says_that_it_goes_on(monkeypatch, tmp_path, caps
     def interrupt(*args):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("g2l_plugin.slides.index.build_index", interrupt)
+    monkeypatch.setattr("g2l_plugin.slides.indexing.build_index", interrupt)
     assert cli.main(["index", str(tmp_path), str(tmp_path / "index")]) == 130
-    assert "goes on from here" in capsys.readouterr().err
+    assert "continues from here" in capsys.readouterr().err
 
 
 def test_the_console_script_prints_errors_in_a_line(slides, tmp_path):
@@ -104,3 +105,18 @@ def test_models_are_listed_with_what_is_in_the_cache(tmp_path, monkeypatch, caps
     columns = {line.split("  ")[1].strip(): line.split() for line in lines if line[:2] == "  "}
     assert columns["Virchow2"][-6:] == ["631.2", "1280", "224", "cc-by-nc-nd-4.0", "yes", "yes"]
     assert columns["Virchow"][-5:] == ["631.2", "1280", "224", "apache-2.0", "yes"]
+
+
+def test_config_lists_finds_and_copies(tmp_path, capsys):
+    assert cli.main(["config"]) == 0
+    out = capsys.readouterr().out
+    assert "g2l_breast" in out and "benchmarks/bach" in out and "eva fit --config" in out
+    assert cli.main(["config", "g2l_breast"]) == 0
+    path = Path(capsys.readouterr().out.strip())
+    assert path.is_absolute() and path.read_text().startswith("---\n# The G2L recipe for breast")
+    assert cli.main(["config", "g2l_breast", "--copy", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "g2l_breast.yaml")
+    assert cli.main(["config", "g2l_lnug"]) == 1
+    assert "no config 'g2l_lnug'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["config", "--copy", str(tmp_path)])

@@ -8,7 +8,7 @@ from helpers import ROOT
 
 def cost(*arguments):
     result = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / "cost.py", *arguments],
+        [sys.executable, ROOT / "tools" / "cost.py", *arguments],
         capture_output=True,
         text=True,
         check=True,
@@ -16,14 +16,14 @@ def cost(*arguments):
     return result.stdout
 
 
-def test_the_page_of_costs_is_what_its_script_writes():
+def test_the_cost_page_is_the_output_of_its_script():
     assert cost() == (ROOT / "docs" / "cost.md").read_text()
 
 
-def test_what_a_core_reads_is_what_the_readme_says_was_measured():
+def test_tiles_per_core_are_those_measured_in_the_readme():
     code = "import cost; print(cost.TILES_PER_CORE['slides'], cost.TILES_PER_CORE['packed'])"
     slides, packed = subprocess.check_output(
-        [sys.executable, "-c", code], cwd=ROOT / "benchmarks", text=True
+        [sys.executable, "-c", code], cwd=ROOT / "tools", text=True
     ).split()
     (row,) = (
         line
@@ -34,7 +34,7 @@ def test_what_a_core_reads_is_what_the_readme_says_was_measured():
     assert (slides, packed) == (ours, in_shards)
 
 
-def test_costs_follow_what_was_measured(tmp_path):
+def test_costs_use_the_measured_share(tmp_path):
     ways = {"eva": {"of_limit": [0.2, 0.3, 0.4]}}
     results = {"device": "a GPU", "comparisons": [{"batch_size": 512, "ways": ways}]}
     (tmp_path / "training.json").write_text(json.dumps(results))
@@ -44,7 +44,7 @@ def test_costs_follow_what_was_measured(tmp_path):
     rate, hours, cached, _, _, price, total = (
         float(cell.replace(",", "")) for cell in row.strip("| ").split("|")[1:]
     )
-    # arXiv 2510.11176's networks: 1,102.9 GFLOP a tile, of which 494.4 are the student's.
+    # arXiv 2510.11176's networks: 1,102.9 GFLOP per tile, 494.4 of them the student's.
     assert rate == pytest.approx(790e12 * 0.3 / 1102.9e9, rel=0.01)
     assert hours == pytest.approx(7.5e6 / rate / 3600, abs=0.06)
     assert cached == pytest.approx(hours * 494.4 / 1102.9, abs=0.06)

@@ -19,7 +19,7 @@ def test_every_job_is_done_once():
     assert list(run_in_processes(double, [])) == []
 
 
-def test_a_job_that_kills_its_process_is_found_and_all_others_run():
+def test_a_job_that_kills_its_process_is_reported_and_all_others_run():
     results = dict(run_in_processes(double, list(range(20)), 3))
     assert isinstance(results.pop(7), WorkerCrash)
     assert results == {n: 2 * n for n in range(20) if n != 7}

@@ -115,7 +115,7 @@ parser.instantiate_classes(parser.parse_object({"callbacks": [backbone]}))
     assert "'acme/late' (entry point 'acme_models:missing'" in late and "of acme" in late
     for named in (
         r"'acme/gone' .*no package 'acme_gone'",
-        r"'acme/odd' .*not of the form",
+        r"'acme/odd' .*does not have the form",
         r"'g2l/student' .*already registered",
         r"'pathology/kaiko_vits16' .*already registered",
     ):
@@ -123,7 +123,9 @@ parser.instantiate_classes(parser.parse_object({"callbacks": [backbone]}))
     # Errors of users are short on the command line, and whole in a Python session.
     assert plain == "True"
     assert result.returncode == 1
-    assert result.stderr.splitlines()[-1].startswith("error: g2l/breast_vitl14 needs to know whose")
+    assert result.stderr.splitlines()[-1].startswith(
+        "error: g2l/breast_vitl14 needs a Hub namespace"
+    )
     assert "Traceback" not in result.stderr
 
 

@@ -1,1 +1,1 @@
-"""The embedded default: a generated multi-centre cohort and a small trained teacher."""
+"""A generated multi-centre cohort and a small trained teacher, to use without a download."""

@@ -1,4 +1,4 @@
-"""Stage one of the method in miniature: a teacher learns the tissue classes of the demo cohort."""
+"""Trains the demo teacher on the tissue classes of the demo cohort."""
 
 from __future__ import annotations
 
@@ -16,25 +16,25 @@ from torch.nn import functional
 from torch.optim import lr_scheduler
 from typing_extensions import override
 
-from g2l_plugin.demo.cohort import TISSUE_CLASSES
+from g2l_plugin.demo.tissue import TISSUE_CLASSES
 from g2l_plugin.encoders.encoder import Encoder
+from g2l_plugin.encoders.folder import export_student
 from g2l_plugin.encoders.load import EncoderSource
-from g2l_plugin.publishing.export import export_student
 from g2l_plugin.slides.views import AugmentedView, center_view
 
 _CARD = """# The demo teacher of G2L for eva
 
 A small ViT trained with labels on a generated, H&E-like cohort
 (`eva fit --config configs/demo_teacher.yaml`, {steps:,} steps, {parameters:.2f} M parameters). It
-has never seen tissue and is of no use but to try the package without a download.
+has never seen real tissue; use it only to try the package without a download.
 """
 
 
 class SupervisedPretraining(ModelModule):
     """Trains an encoder with a linear classifier, then exports the encoder alone.
 
-    Real teachers are trained on a giga scale without labels; the generated cohort knows its labels,
-    and a few minutes must do.
+    Real teachers are pretrained without labels, at a far larger scale. The generated cohort has
+    labels, and with them a few minutes of training are enough.
     """
 
     def __init__(
@@ -46,14 +46,14 @@ class SupervisedPretraining(ModelModule):
         lr_scheduler: LRSchedulerCallable = lr_scheduler.ConstantLR,
         metrics: structs.MetricsSchema | None = None,
     ) -> None:
-        """Initializes the module.
+        """Initialises the module; `configure_model` loads the encoder.
 
         Args:
-            encoder: Where the encoder starts from.
-            view: The augmentation.
-            label_smoothing: Of the cross-entropy.
-            optimizer: The optimizer to use.
-            lr_scheduler: The learning rate scheduler to use, stepped after every optimizer step.
+            encoder: Source of the encoder to train.
+            view: Augmentation of the training tiles.
+            label_smoothing: Label smoothing of the cross-entropy.
+            optimizer: The optimiser.
+            lr_scheduler: Learning rate scheduler, stepped after every optimiser step.
             metrics: The metric groups to track.
         """
         super().__init__(metrics=metrics)
@@ -62,14 +62,28 @@ class SupervisedPretraining(ModelModule):
         self.label_smoothing = label_smoothing
         self.optimizer = optimizer
         self.lr_scheduler = lr_scheduler
-        self.encoder: Encoder = None  # type: ignore[assignment]
-        self.head: nn.Module = None  # type: ignore[assignment]
+        self._encoder: Encoder | None = None
+        self._head: nn.Linear | None = None
+
+    @property
+    def encoder(self) -> Encoder:
+        """The encoder; available after `configure_model`."""
+        if self._encoder is None:
+            raise RuntimeError("The encoder is not loaded yet. Call `configure_model` first.")
+        return self._encoder
 
     @override
     def configure_model(self) -> None:
-        if self.encoder is None:
-            self.encoder = self.encoder_source.load()
-            self.head = nn.Linear(self.encoder.embedding_dim, len(TISSUE_CLASSES))
+        if self._encoder is None:
+            self._encoder = self.encoder_source.load()
+            self._head = nn.Linear(self._encoder.embedding_dim, len(TISSUE_CLASSES))
+
+    @override
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Class scores (B, classes) of RGB images in [0, 1], (B, 3, H, W)."""
+        features = self.encoder(images)
+        assert self._head is not None  # created with the encoder
+        return self._head(features)
 
     @override
     def configure_optimizers(self) -> Any:
@@ -95,7 +109,7 @@ class SupervisedPretraining(ModelModule):
 
     @override
     def on_fit_end(self) -> None:
-        run_folder = Path(self.trainer.log_dir)  # devices agree on it: all must ask
+        run_folder = Path(self.trainer.log_dir)  # a collective call, so on every device
         if self.trainer.is_global_zero:
             parameters = sum(p.numel() for p in self.encoder.parameters()) / 1e6
             card = _CARD.format(steps=self.trainer.global_step, parameters=parameters)
@@ -104,7 +118,7 @@ class SupervisedPretraining(ModelModule):
 
     def _classify(self, batch: Any) -> dict[str, torch.Tensor]:
         images, targets = batch
-        predictions = self.head(self.encoder(images))
+        predictions = self(images)
         loss = functional.cross_entropy(predictions, targets, label_smoothing=self.label_smoothing)
         self.log("train/loss" if self.training else "val/loss", loss, prog_bar=True)
         return {"loss": loss, "predictions": predictions, "targets": targets}

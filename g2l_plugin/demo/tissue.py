@@ -1,7 +1,7 @@
 """Paints H&E-like tissue: concentrations of haematoxylin and eosin for a map of tissue classes.
 
-The classes differ by structure (size, shape, density and arrangement of nuclei), not by colour.
-Lengths are in pixels at 0.5 microns.
+The classes differ in structure (size, shape, density and arrangement of nuclei), not in colour.
+Lengths are in pixels of 0.5 microns.
 """
 
 from __future__ import annotations
@@ -12,21 +12,29 @@ import numpy as np
 from scipy import ndimage, spatial
 
 TISSUE_CLASSES = ("tumour", "stroma", "lymphocytes", "gland", "adipose")
-"""Names of the classes; a label mask holds index + 1, and 0 where there is no tissue."""
+"""Names of the classes; a label mask contains index + 1, and 0 off tissue."""
 
 MASK_DOWNSAMPLE = 8
 """Pixels of a slide per pixel of its label mask."""
 
 _COARSE = 4
-"""The class map is laid out at this downsample."""
+"""Downsampling factor of the class map."""
 
 _REGION = 340
-"""About the distance between the centres of two regions."""
+"""Approximate distance between the centres of two regions."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Nuclei:
-    """How the nuclei of a class look: spacing, and ranges of half axes."""
+    """Nuclei of a class.
+
+    Attributes:
+        spacing: Mean distance between neighbours.
+        major: Range of the major half axis.
+        minor: Range of the minor half axis.
+        darkness: Range of the haematoxylin concentration.
+        jitter: Random displacement, as a share of half the spacing.
+    """
 
     spacing: float
     major: tuple[float, float]
@@ -47,8 +55,8 @@ def paint_tissue(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
     """Paints one square section.
 
     Args:
-        size: Its side in pixels; a multiple of `MASK_DOWNSAMPLE`.
-        rng: Source of all chance.
+        size: Side of the section in pixels, a multiple of `MASK_DOWNSAMPLE`.
+        rng: Random number generator; the order of the draws defines the pixels.
 
     Returns:
         Concentrations of haematoxylin and of eosin, float32 (size, size), and the label mask, uint8
@@ -68,7 +76,7 @@ def paint_tissue(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.nd
         points = points[fine[tuple(points.T)] == _label(name)]
         turn = angle[tuple(points.T)] if name == "stroma" else rng.uniform(0, np.pi, len(points))
         _stamp(h, points, turn, nuclei, rng)
-    # How strongly a place has taken the stains says nothing of its class.
+    # The stain strength varies over the section, independently of the class.
     h *= 1 + 0.25 * _smooth_noise(size, 60, rng)
     tissue = ndimage.gaussian_filter((fine > 0).astype(np.float32), 2)
     step = MASK_DOWNSAMPLE // _COARSE
@@ -80,12 +88,12 @@ def _label(name: str) -> int:
 
 
 def _lay_out(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Class labels (0 off tissue) and fibre angles, (size / _COARSE,) * 2, in warped regions."""
+    """Draws warped regions: class labels (0 off tissue) and fibre angles, (size / _COARSE,) * 2."""
     coarse = size // _COARSE
     cells = max(size // _REGION, 2)
     grid = np.stack(np.meshgrid(*[np.arange(cells)] * 2, indexing="ij"), -1).reshape(-1, 2)
     centres = (grid + rng.uniform(0.2, 0.8, grid.shape)) * coarse / cells
-    # Every class as often as any other, in an order of chance.
+    # All classes are equally frequent, in random order.
     rounds = -(-len(centres) // len(TISSUE_CLASSES))
     order = [rng.permutation(len(TISSUE_CLASSES)) for _ in range(rounds)]
     classes = rng.permutation(np.concatenate(order)[: len(centres)]) + 1
@@ -99,7 +107,7 @@ def _lay_out(size: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarra
 
 
 def _smooth_noise(size: int, scale: float, rng: np.random.Generator) -> np.ndarray:
-    """Noise of unit variance and the given correlation length, float32 (size, size)."""
+    """Draws noise with unit variance and the given correlation length, float32 (size, size)."""
     factor = max(int(scale // 2), 1)
     small = ndimage.gaussian_filter(
         rng.standard_normal((-(-size // factor) + 2,) * 2, dtype=np.float32), scale / factor
@@ -111,7 +119,7 @@ def _smooth_noise(size: int, scale: float, rng: np.random.Generator) -> np.ndarr
 
 
 def _scatter(size: int, nuclei: _Nuclei, rng: np.random.Generator) -> np.ndarray:
-    """Points on a jittered hexagonal grid, int (points, 2)."""
+    """Draws points on a jittered hexagonal grid, int (points, 2)."""
     rows = np.arange(0, size, nuclei.spacing * 0.87)
     columns = np.arange(0, size, nuclei.spacing)
     y, x = np.meshgrid(rows, columns, indexing="ij")
@@ -129,7 +137,7 @@ def _stamp(
     rng: np.random.Generator,
     variants: int = 160,
 ) -> None:
-    """Draws a nucleus at each point, turned by its angle: the nearest of a set of stamps."""
+    """Paints a nucleus at each point: of a set of rotated stamps, the one nearest to its angle."""
     half = int(nuclei.major[1]) + 3
     y, x = np.mgrid[-half : half + 1, -half : half + 1].astype(np.float32)
     angles = np.linspace(0, np.pi, variants, endpoint=False)
@@ -156,7 +164,7 @@ def _stamp(
 def _paint_fibres(
     e: np.ndarray, labels: np.ndarray, angle: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """Wavy eosin fibres along each stroma region's angle."""
+    """Paints wavy eosin fibres along the angle of each stroma region."""
     inside = labels == _label("stroma")
     y, x = np.nonzero(inside)
     across = y * np.cos(angle[inside]) - x * np.sin(angle[inside])
@@ -167,7 +175,7 @@ def _paint_fibres(
 def _paint_glands(
     h: np.ndarray, e: np.ndarray, labels: np.ndarray, rng: np.random.Generator
 ) -> None:
-    """Lumens without stain, each in a ring of nuclei that point outwards."""
+    """Paints unstained lumens, each in a ring of nuclei that point outwards."""
     size, spacing = len(e), 58.0
     centres = _scatter(size, _Nuclei(spacing, (0, 0), (0, 0), (0, 0), jitter=0.12), rng)
     centres = centres[labels[tuple(centres.T)] == _label("gland")]
@@ -191,7 +199,7 @@ def _paint_glands(
 
 
 def _paint_adipose(e: np.ndarray, labels: np.ndarray, rng: np.random.Generator) -> None:
-    """Empty round cells with thin walls."""
+    """Paints empty round cells with thin walls."""
     centres = _scatter(len(e), _Nuclei(42, (0, 0), (0, 0), (0, 0), jitter=0.4), rng)
     y, x = np.nonzero(labels == _label("adipose"))
     if not len(y):

@@ -1,4 +1,4 @@
-"""What is minimised between projected student and teacher embeddings, both (B, D)."""
+"""Losses between projected student and teacher embeddings."""
 
 from __future__ import annotations
 
@@ -29,22 +29,22 @@ class DistillationLoss(nn.Module, abc.ABC):
 class LogSumLoss(DistillationLoss):
     """The log-sum loss: log of the sum of |student - teacher|^alpha over batch and features.
 
-    Source: Miles and Mikolajczyk, arXiv 2303.11098; alpha 4 is the choice of arXiv 2510.11176.
+    Source: Miles and Mikolajczyk, arXiv 2303.11098; arXiv 2510.11176 chooses alpha 4.
     """
 
     def __init__(self, alpha: float = 4.0) -> None:
         """Initializes the loss.
 
         Args:
-            alpha: The exponent; the larger, the more the largest differences count.
+            alpha: The exponent. A larger one gives more weight to the largest differences.
         """
         super().__init__()
         self.alpha = alpha
 
     @override
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        total = (student - teacher).abs().pow(self.alpha).sum()
-        # Equal embeddings have no finite logarithm; the least float keeps the gradient zero there.
+        total = (student - teacher).abs().pow(self.alpha).sum()  # (B, D) -> ()
+        # Equal embeddings have no finite logarithm; the smallest float keeps the gradient zero.
         return total.clamp_min(torch.finfo(total.dtype).tiny).log()
 
 
@@ -57,11 +57,11 @@ class MeanSquaredErrorLoss(DistillationLoss):
 
 
 class CosineLoss(DistillationLoss):
-    """One minus the cosine between the embeddings of each tile, averaged."""
+    """One minus the cosine between the two embeddings of each tile, averaged over the batch."""
 
     @override
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        return 1 - functional.cosine_similarity(student, teacher, dim=-1).mean()
+        return 1 - functional.cosine_similarity(student, teacher, dim=-1).mean()  # (B,) -> ()
 
 
 class SmoothL1Loss(DistillationLoss):
@@ -71,7 +71,7 @@ class SmoothL1Loss(DistillationLoss):
         """Initializes the loss.
 
         Args:
-            beta: The difference at which the loss turns from quadratic to linear.
+            beta: The difference at which the loss changes from quadratic to linear.
         """
         super().__init__()
         self.beta = beta
@@ -82,12 +82,12 @@ class SmoothL1Loss(DistillationLoss):
 
 
 class SimilarityKLLoss(DistillationLoss):
-    """Kullback-Leibler divergence between teacher's and student's similarity distributions.
+    """Kullback-Leibler divergence between the similarity distributions of teacher and student.
 
-    A queue of the last teacher embeddings stands for classes. Each tile has a softmax over its
-    cosine similarities to the queue, once by its teacher and once by its student embedding; the
-    loss is KL(teacher || student), averaged over the batch. The queue starts with the first batch
-    and is kept in checkpoints.
+    A queue of earlier teacher embeddings replaces classes. Each tile has a softmax over its cosine
+    similarities to the queue, one from its teacher embedding and one from its student embedding.
+    The loss is KL(teacher || student), averaged over the batch. The queue starts with the first
+    batch and is saved in checkpoints.
     """
 
     queue: torch.Tensor
@@ -101,7 +101,7 @@ class SimilarityKLLoss(DistillationLoss):
         """Initializes the loss.
 
         Args:
-            queue_size: Teacher embeddings to remember.
+            queue_size: Teacher embeddings to keep.
             teacher_temperature: Softmax temperature of the teacher's similarities.
             student_temperature: Softmax temperature of the student's similarities.
         """
@@ -113,7 +113,7 @@ class SimilarityKLLoss(DistillationLoss):
 
     @override
     def get_extra_state(self) -> torch.Tensor:
-        # A buffer of the state dict would have to keep its shape.
+        # A buffer of the state dict must keep its shape; the queue grows.
         return self.queue
 
     @override
@@ -122,8 +122,8 @@ class SimilarityKLLoss(DistillationLoss):
 
     @override
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        student = functional.normalize(student, dim=-1)
-        teacher = functional.normalize(teacher, dim=-1).detach()
+        student = functional.normalize(student, dim=-1)  # (B, D)
+        teacher = functional.normalize(teacher, dim=-1).detach()  # (B, D)
         if self.queue.numel() == 0:
             self.queue = teacher
         anchors = self.queue  # (Q, D)
@@ -131,4 +131,5 @@ class SimilarityKLLoss(DistillationLoss):
         log_prob = functional.log_softmax(student @ anchors.T / self.student_temperature, dim=-1)
         if self.training:
             self.queue = torch.cat([teacher, anchors])[: self.queue_size]
+        # (B, Q), (B, Q) -> ()
         return functional.kl_div(log_prob, target, reduction="batchmean", log_target=True)

@@ -1,15 +1,12 @@
-"""The distillation module: teacher, student, objective, one step."""
+"""The distillation module: teachers, student, objective, and one step."""
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from eva.core.models.modules import ModelModule
-from eva.core.models.modules.typings import INPUT_BATCH
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import optim
@@ -17,48 +14,42 @@ from torch.optim import lr_scheduler
 from torch.utils.checkpoint import checkpoint as recompute
 from typing_extensions import override
 
-from g2l_plugin.distillation.agreement import Agreement
-from g2l_plugin.distillation.data_wait import WaitClock
 from g2l_plugin.distillation.losses import DistillationLoss, LogSumLoss
 from g2l_plugin.distillation.objective import CombinedObjective
-from g2l_plugin.distillation.record import (
-    KEY,
-    EncoderRecord,
-    RunRecord,
-    describe_hardware,
-    describe_loss,
-    record_encoder,
-)
-from g2l_plugin.distillation.teachers import Teachers
+from g2l_plugin.distillation.running.run_module import RunModule
+from g2l_plugin.distillation.running.run_state import train_dataset
+from g2l_plugin.distillation.running.teacher_caches import TeacherCaches
+from g2l_plugin.distillation.teachers import Teachers, embed
 from g2l_plugin.encoders.encoder import Encoder
-from g2l_plugin.encoders.folder import timm_config
 from g2l_plugin.encoders.load import EncoderSource
+from g2l_plugin.encoders.timm_network import timm_config
 from g2l_plugin.errors import UserError
-from g2l_plugin.evaluation.cka import linear_cka
+from g2l_plugin.metrics.cka import linear_cka
+from g2l_plugin.slides.batch import TileBatch
 from g2l_plugin.slides.views import AugmentedView, center_view
-
-_LAST_STEP = "g2l_last_step"
-_TILES = "g2l_tiles"
-_EXTRA = "_extra_state"  # of any shape
+from g2l_plugin.upstream import attached_trainer
 
 
-class DistillationModule(ModelModule):
-    """Distils a frozen teacher, or several, into a student on one augmented view that all see.
+class DistillationModule(RunModule):
+    """Distils one or more frozen teachers into a student, on one augmented view that all see.
 
-    The encoders are built in `configure_model`, once: eva copies modules before it fits them, and a
-    giga-scale teacher must not be held twice. Teachers are in no state dict and no checkpoint.
+    The encoders are built once, in `configure_model`: eva copies modules before it fits them, and
+    memory must not hold a giga-scale teacher twice. Teachers are in no state dict and checkpoint.
 
-    On several devices every one computes the objective over the tiles of all: batch norms and loss
-    see what one device with so many tiles would see, and the student gets the same gradient.
+    Each device computes the objective over the tiles of all devices. Batch norms and loss see what
+    a single device with all these tiles would see, and the student receives the same gradient.
 
     Source: arXiv 2510.11176.
 
     Attributes:
-        agreement: What all devices know of the last step.
-        stop_wished: Set to ask all devices to end.
-        save_wished: Set to ask all devices for a checkpoint.
-        wait_clock: Measures how long the device waits for data, where that is wanted.
+        student: The student, from `configure_model` on.
+        teachers: The teachers, from `configure_model` on.
+        objective: Projectors, batch norms and losses, from `configure_model` on.
     """
+
+    student: Encoder
+    teachers: Teachers
+    objective: CombinedObjective
 
     def __init__(
         self,
@@ -79,91 +70,77 @@ class DistillationModule(ModelModule):
         """Initializes the module; no model is loaded yet.
 
         Args:
-            teacher: Where the teacher is from.
-            student: Where the student starts from.
-            loss: The loss between projected student and teacher; None takes the log-sum loss.
-            view: The augmentation; None takes the paper's.
+            teacher: The source of the teacher.
+            student: The source of the student's start weights.
+            loss: The loss between projected student and teacher; None uses the log-sum loss.
+            view: The augmentation; None uses the paper's.
             normalize_teacher: Whether the teacher's embeddings pass a batch norm before the loss.
             optimizer: The optimizer to use.
             lr_scheduler: The learning rate scheduler to use, stepped after every optimizer step.
-            further_teachers: Teachers beside the first, each with a projector of its own.
-            teacher_weights: Weight of each teacher in the loss; None gives all the same.
-            widths: Smaller widths of the student's embedding that are distilled too (Matryoshka).
-            micro_batch_size: Tiles that go through the encoders at once; None takes all. Batch
-                norms and loss see the whole batch all the same: the student's forward pass is done
-                twice instead, and memory is that of the micro-batch.
+            further_teachers: More teachers, each with its own projector.
+            teacher_weights: Weight of each teacher in the loss; None weights all equally.
+            widths: Smaller widths of the student's embedding to distil too (Matryoshka).
+            micro_batch_size: Tiles per forward pass of an encoder; None passes all. Batch norms and
+                loss still see the whole batch: the student's forward pass is computed twice, and
+                memory holds one micro-batch.
             compile: Whether to compile the encoders (`torch.compile`).
-            teacher_cache: Folder where the teachers' embeddings are kept and, where a run with the
-                same teacher, tiles and views has left them, taken from. The views must be of a
-                fixed number (`n_views`). None computes them.
+            teacher_cache: Folder that keeps the teachers' embeddings. A run with the same teacher,
+                tiles and views reads them instead of computing them. The view needs a fixed number
+                of views (`n_views`). None computes all.
 
         Raises:
-            UserError: `micro_batch_size` is below 1, or a cache is asked for and views are not of a
-                fixed number.
+            UserError: `micro_batch_size` is below 1, or a cache is set without `n_views`.
         """
         super().__init__()
         if micro_batch_size is not None and micro_batch_size < 1:
             raise UserError(f"`micro_batch_size` is {micro_batch_size}. Expected at least 1.")
         self.teacher_sources = [teacher, *(further_teachers or [])]
+        self.student_source = student
+        self.loss = loss or LogSumLoss()
+        self.view = view or AugmentedView()
+        self.normalize_teacher = normalize_teacher
+        self.optimizer = optimizer
+        self.lr_scheduler = lr_scheduler
         self.teacher_weights = teacher_weights
         self.widths = widths or []
         self.micro_batch_size = micro_batch_size
         self.compile_encoders = compile
-        self.student_source = student
-        self.loss = loss or LogSumLoss()
-        self.view = view or AugmentedView()
+        self.teacher_cache = teacher_cache
         if teacher_cache is not None and self.view.n_views is None:
             raise UserError(
-                "`teacher_cache` is set, and every epoch has views of its own: nothing would be "
-                "read again. Set the view's `n_views` (N_VIEWS) to a number of views for each tile."
+                "`teacher_cache` is set, but every epoch makes new views: nothing would be read "
+                "again. Set the view's `n_views` (N_VIEWS) to a number of views per tile."
             )
-        self.teacher_cache = teacher_cache
-        self.normalize_teacher = normalize_teacher
-        self.optimizer = optimizer
-        self.lr_scheduler = lr_scheduler
-        # Checked by hand in `on_load_checkpoint`: the teacher is always missing.
+        # The state dict has no teacher; `RunState.load` checks the other weights.
         self.strict_loading = False
-
-        self.teachers: Teachers = None  # type: ignore[assignment]
-        self.student: Encoder = None  # type: ignore[assignment]
-        self.objective: CombinedObjective = None  # type: ignore[assignment]
-        self.agreement = Agreement()
-        self.stop_wished = False
-        self.save_wished = False
-        self.wait_clock: WaitClock | None = None
-        self.tiles_seen = 0
-        self.finished = False
-        self.alignment: dict[str, float] = {}
-        self._network: dict[str, Any] = {}
-        self._encoders: tuple[EncoderRecord, ...] | None = None
-        self._seconds, self._since = 0.0, time.monotonic()
+        self._caches: TeacherCaches | None = None
         self._validation_embeddings: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
 
     @property
     def teacher(self) -> Encoder:
-        """The first teacher; None before `configure_model`."""
-        return self.teachers.encoders[0] if self.teachers is not None else None  # type: ignore
+        """The first teacher."""
+        return self.teachers.encoders[0]
 
     @override
     def configure_model(self) -> None:
-        if self.objective is not None:
+        if hasattr(self, "objective"):
             return
-        # The student first: a wrong name is told before gigabytes of teacher are read.
-        self.student = self.student_source.load()
-        _check(self.student, self.view.size)
-        if self.student.output != "class_token":
+        # The student first: a wrong name is reported before gigabytes of teacher are read.
+        student = self.student_source.load()
+        _check_encoder(student, self.view.size)
+        if student.output != "class_token":
             raise UserError(
-                f"The student's output is {self.student.output!r}. Expected class_token: that is "
-                "what the published model gives. A teacher may give class_and_mean_patch."
+                f"The student's `output` is {student.output!r}. Expected class_token, the output "
+                "of the published model. A teacher may use class_and_mean_patch."
             )
-        # Now, and not when the run ends: what cannot be published is told.
-        self._network = timm_config(self.student)
+        # Before training, so that a network that cannot be published is reported now.
+        self.run_state.network = timm_config(student)
         teachers = Teachers(self.teacher_sources)
         for teacher in teachers.encoders:
-            _check(teacher, self.view.size)
-        self.teachers = teachers
+            _check_encoder(teacher, self.view.size)
+        self.student, self.teachers = student, teachers
         self.objective = CombinedObjective(
-            self.student.embedding_dim,
+            student.embedding_dim,
             [teacher.embedding_dim for teacher in teachers.encoders],
             self.loss,
             self.normalize_teacher,
@@ -181,228 +158,132 @@ class DistillationModule(ModelModule):
 
     @override
     def forward(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Embeds images in [0, 1] (B, 3, H, W) with the student, (B, D)."""
+        """Embeds images in [0, 1] (B, 3, H, W) with the student, (B, D_s)."""
         return self.student(tensor)
 
     @override
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if self.wait_clock is not None and self.training:
-            self.wait_clock.batch_arrived()
-        return batch
-
-    @override
-    def on_train_batch_end(self, *args: Any, **kwargs: Any) -> None:
-        if self.wait_clock is not None:  # after the callbacks, which may have saved a checkpoint
-            self.wait_clock.start()
-
-    @override
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> INPUT_BATCH:
-        batch = INPUT_BATCH(batch) if isinstance(batch, torch.Tensor) else INPUT_BATCH(*batch)
-        if not self.training:
-            return batch._replace(data=center_view(batch.data, self.view.size))
-        # Seeded by what a checkpoint keeps: dropout, and views of tiles without a number, are those
-        # of an uninterrupted run, and differ between the devices.
-        place = (self.view.seed, self.tiles_seen, self.global_rank)
-        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
-        metadata = batch.metadata or {}
-        number = self.view.number(metadata.get("epoch", 0))
-        return batch._replace(data=self.view(batch.data, metadata.get("tile"), number))
-
-    @override
-    def training_step(self, batch: INPUT_BATCH, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+    def training_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        batch = TileBatch.of(batch)
+        views = self._make_views(batch)  # (B, 3, H, W) in [0, 1]
         # Counted here and not after the batch: a checkpoint is written before that.
-        self.tiles_seen += len(batch.data) * self.trainer.world_size
-        metadata = batch.metadata or {}
-        teachers = self.teachers.embed_tiles(
-            batch.data,
-            metadata.get("tile"),
-            self.view.number(metadata.get("epoch", 0)),
-            self.micro_batch_size,
-            metadata.get("stands_in"),
+        self.run_state.tiles_seen += len(views) * self.trainer.world_size
+        teachers = self._embed_with_teachers(views, batch)  # (B, D_t) per teacher
+        student = self._embed_with_student(views)  # (B, D_s)
+        loss = self.objective(  # ()
+            self.gather_rows(student),  # (devices * B, D_s)
+            [self.gather_rows(teacher) for teacher in teachers],  # (devices * B, D_t)
         )
-        student = self._embed_student(batch.data)
-        loss = self.objective(
-            self._gather_rows(student), [self._gather_rows(teacher) for teacher in teachers]
-        )
-        self.agreement.exchange(
-            self.global_step, loss, self.stop_wished, self.save_wished, self._mean_over_devices
-        )
+        self.step_sync.exchange(self.global_step, loss, self.mean_over_devices)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
-            group = self.optimizers().param_groups[0]
-            self.log_from_host("train/lr", group["lr"])
-            self.log_from_host("train/weight_decay", group["weight_decay"])
-            if self.agreement.known is not None:
-                self.log_from_host("train/loss", self.agreement.known.loss)
+            self._log_step()
         return {"loss": loss}
 
-    def log_from_host(self, name: str, value: float) -> None:
-        """Logs a value that the host knows: one of the device, or sent to it, is waited for."""
-        self.log(name, torch.tensor(value), rank_zero_only=True)
-
     @override
-    def validation_step(self, batch: INPUT_BATCH, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        teachers = self.teachers(batch.data, self.micro_batch_size)
-        self._validation_embeddings.append((self._embed_student(batch.data), teachers))
+    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
+        views = center_view(TileBatch.of(batch).tiles, self.view.size)  # (B, 3, H, W)
+        teachers = self.teachers(views, self.micro_batch_size)  # (B, D_t) per teacher
+        self._validation_embeddings.append((self._embed_with_student(views), teachers))
         return None
 
     @override
     def on_validation_epoch_end(self) -> None:
         students, teachers = zip(*self._validation_embeddings, strict=True)
         self._validation_embeddings.clear()
-        student = self._gather_rows(torch.cat(students))
-        targets = [self._gather_rows(torch.cat(parts)) for parts in zip(*teachers, strict=True)]
+        student = self.gather_rows(torch.cat(students))  # (N, D_s)
+        targets = [self.gather_rows(torch.cat(parts)) for parts in zip(*teachers, strict=True)]
         metrics = {}
         pairs = zip(targets, self.objective.project(student, targets), strict=True)
-        for number, (teacher, (projected, target)) in enumerate(pairs):
+        for number, (teacher, (projected, target)) in enumerate(pairs):  # (N, D_t) each
             suffix = f"/teacher_{number + 1}" if number else ""
             cosine = torch.cosine_similarity(projected, target, dim=-1).mean()
             metrics[f"val/cosine{suffix}"] = cosine
             metrics[f"val/cka{suffix}"] = linear_cka(student.float(), teacher.float())
         self.log_dict(metrics)
-        self.alignment = {name: float(value) for name, value in metrics.items()}
-        self.alignment["step"] = self.trainer.global_step
+        values = {name: float(value) for name, value in metrics.items()}
+        self.run_state.alignment = values | {"step": self.trainer.global_step}
 
     @override
     def on_fit_start(self) -> None:
-        size = self.view.size
         encoders = [self.student, *self.teachers.encoders]
-        self._encoders = tuple(record_encoder(encoder, size) for encoder in encoders)
+        self.run_state.begin(encoders, self.view.size, self.loss, self.widths)
         if self.compile_encoders:  # in place, after their FLOPs were counted
             for encoder in encoders:
                 encoder.compile()
         if self.teacher_cache is not None:
-            self._open_caches(self.teacher_cache)
-        self._since = time.monotonic()
+            precision = f"{self.trainer.precision}, {self.device.type}"
+            precision += ", compiled" * self.compile_encoders
+            self._caches = TeacherCaches(
+                Path(self.teacher_cache),
+                self.teacher_sources,
+                self.teachers.encoders,
+                self.view.settings(),
+                precision,
+                train_dataset(self.trainer),
+            )
 
     @override
     def on_train_epoch_start(self) -> None:
-        self.teachers.refresh_caches()
+        if self._caches is not None:
+            self._caches.refresh()
 
     @override
     def on_train_end(self) -> None:
-        self.teachers.flush_caches()
-
-    @override
-    def on_train_start(self) -> None:
-        steps = self.all_gather(torch.tensor(self.global_step, device=self.device))
-        if (steps != self.global_step).any():
-            raise UserError(
-                f"The devices resume at different steps: {sorted(set(steps.flatten().tolist()))}. "
-                "Expected a folder of runs that all machines share (OUTPUT_ROOT)."
-            )
-        if self.finished:  # only what comes after is left to do
-            self.trainer.should_stop = True
-
-    def record(self) -> RunRecord:
-        """What the run knows of itself, from the start of the fit on."""
-        assert self._encoders is not None
-        student, teacher, *further = self._encoders
-        describe = getattr(self._train_tiles(), "describe_cohort", dict)
-        return RunRecord(
-            teacher=teacher,
-            student=student,
-            network=self._network,
-            loss=describe_loss(self.loss),
-            finished=self.finished,
-            step=self.trainer.global_step,
-            tiles_seen=self.tiles_seen,
-            seconds=self._seconds + time.monotonic() - self._since,
-            hardware=describe_hardware(self.device, self.trainer.world_size),
-            cohort=describe(),
-            alignment=self.alignment,
-            further_teachers=tuple(further),
-            widths=tuple(self.widths),
-        )
+        if self._caches is not None:
+            self._caches.flush()
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.teachers.flush_caches()  # what a run that goes on from here will not compute again
-        checkpoint[KEY] = self.record().to_dict()
-        if (fingerprint := getattr(self._train_tiles(), "fingerprint", None)) is not None:
-            checkpoint[_TILES] = fingerprint()
-        checkpoint[_LAST_STEP] = self.agreement.state_dict()
+        if self._caches is not None:
+            self._caches.flush()  # a run that resumes here does not compute these again
+        self.run_state.save(checkpoint, self.trainer, self.step_sync)
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        expected, given = (
-            {
-                (name, getattr(value, "shape", None))
-                for name, value in state.items()
-                if not name.endswith(_EXTRA)
-            }
-            for state in (self.state_dict(), checkpoint["state_dict"])
+        dataset = train_dataset(attached_trainer(self))
+        self.run_state.load(
+            checkpoint, self.state_dict(), self.teachers.encoders, dataset, self.step_sync
         )
-        if expected != given or KEY not in checkpoint:
-            raise UserError(
-                f"The checkpoint is of another student or objective: {len(expected - given)} "
-                f"weights are missing and {len(given - expected)} unknown. Resume with the "
-                "configuration that wrote it."
-            )
-        record = checkpoint[KEY]
-        teachers = [record["teacher"], *record.get("further_teachers", ())]
-        for teacher, encoder in zip(teachers, self.teachers.encoders, strict=True):
-            had, has = teacher["provenance"], encoder.provenance
-            if had["sha256"] != has.sha256:
-                raise UserError(
-                    f"The checkpoint is of a run with another teacher: {had['source']} of sha256 "
-                    f"{had['sha256']}, and now {has.source} of {has.sha256}. Resume with its "
-                    "teacher."
-                )
-        fingerprint = getattr(self._train_tiles(), "fingerprint", None)
-        if fingerprint is not None and checkpoint.get(_TILES, fingerprint()) != fingerprint():
-            raise UserError(
-                "The checkpoint is of a run on other tiles: its place among them means nothing "
-                "here. Resume with its slides and index, or start anew (RESUME=null)."
-            )
-        self.agreement.load_state_dict(checkpoint.get(_LAST_STEP))
-        self.tiles_seen, self._seconds = record["tiles_seen"], record["seconds"]
-        self.alignment = dict(record["alignment"])
 
-    def _embed_student(self, images: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, student_dim) of images, with a gradient."""
-        parts = images.split(self.micro_batch_size or len(images))
+    def _log_step(self) -> None:
+        group = self.optimizers().param_groups[0]
+        self.log_from_host("train/lr", group["lr"])
+        self.log_from_host("train/weight_decay", group["weight_decay"])
+        if self.step_sync.last is not None:
+            self.log_from_host("train/loss", self.step_sync.last.loss)
+
+    def _make_views(self, batch: TileBatch) -> torch.Tensor:
+        """Augmented views (B, 3, H, W) in [0, 1] of the tiles of a batch."""
+        # Seeded by what a checkpoint keeps: dropout, and views of tiles without a number, are the
+        # same as in an uninterrupted run, and differ between the devices.
+        place = (self.view.seed, self.run_state.tiles_seen, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(place).generate_state(1, np.uint64)[0] >> 1))
+        return self.view(batch.tiles, batch.numbers, self.view.number(batch.epoch))
+
+    def _embed_with_teachers(self, views: torch.Tensor, batch: TileBatch) -> list[torch.Tensor]:
+        """Embeddings (B, D_t) of each teacher, from the caches as far as they hold them."""
+        if self._caches is None:
+            return self.teachers(views, self.micro_batch_size)
+        number = self.view.number(batch.epoch)
+        return self._caches.embed(
+            views,
+            batch,
+            number,
+            lambda teacher, missing: embed(teacher, missing, self.micro_batch_size),
+        )
+
+    def _embed_with_student(self, views: torch.Tensor) -> torch.Tensor:
+        """Embeddings (B, D_s) of views (B, 3, H, W), with a gradient."""
+        parts = views.split(self.micro_batch_size or len(views))
         if len(parts) == 1 or not torch.is_grad_enabled():
             return torch.cat([self.student(part) for part in parts])
         return torch.cat([recompute(self.student, part, use_reentrant=False) for part in parts])
 
-    def _open_caches(self, root: str) -> None:
-        tiles = self._train_tiles()
-        fingerprint = getattr(tiles, "fingerprint", None)
-        if fingerprint is None:
-            raise UserError(
-                f"`teacher_cache` needs tiles that have numbers, and trains on {type(tiles)}. Use "
-                "g2l_plugin.TileDataModule, or set it (TEACHER_CACHE) to null."
-            )
-        self.teachers.open_caches(
-            Path(root),
-            self.view.settings(),
-            f"{self.trainer.precision}, {self.device.type}{', compiled' * self.compile_encoders}",
-            fingerprint(),
-            len(tiles),
-        )
 
-    def _train_tiles(self) -> Any:
-        """The dataset that is trained on; None where it is not eva's data module's."""
-        datasets = getattr(getattr(self._trainer, "datamodule", None), "datasets", None)
-        return getattr(datasets, "train", None)
-
-    def _mean_over_devices(self, values: torch.Tensor) -> torch.Tensor:
-        """Averages values in place; Lightning's own has a barrier, which waits for the device."""
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(values)
-            values /= self.trainer.world_size
-        return values
-
-    def _gather_rows(self, embeddings: torch.Tensor) -> torch.Tensor:
-        """Embeddings of all devices, (devices * B, D), through which gradients flow back."""
-        return self.all_gather(embeddings, sync_grads=True).flatten(0, -2)
-
-
-def _check(encoder: Encoder, view_size: int) -> None:
-    """Raises where an encoder does not give one embedding for a view."""
+def _check_encoder(encoder: Encoder, view_size: int) -> None:
+    """Raises if an encoder does not give one embedding per view."""
     encoder.check_images(view_size)
     if encoder.output == "patch_tokens":
         raise UserError(
-            f"{encoder.provenance.source} is asked for patch tokens, and distillation compares one "
-            "embedding a tile. Expected `output: class_token` or class_and_mean_patch."
+            f"The `output` of {encoder.provenance.source} is patch_tokens, but distillation "
+            "compares one embedding per tile. Set class_token or class_and_mean_patch."
         )

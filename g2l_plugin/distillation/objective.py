@@ -1,4 +1,4 @@
-"""Projector, batch norms and loss: everything between two embeddings and one number."""
+"""Projector, batch norms and loss: from two embeddings to one number."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ _BATCH_NORM_EPS = 1e-4
 class Objective(nn.Module):
     """Linear projector from student to teacher width, batch norm on both sides, and a loss.
 
-    The projector is thrown away after training. The batch norms have no affine parameters. All of
-    it is computed in float32 also under mixed precision: fourth powers overflow half floats.
+    The projector is discarded after training. The batch norms have no affine parameters. Everything
+    is computed in float32, under mixed precision too: fourth powers overflow half floats.
 
-    Source: arXiv 2510.11176, on arXiv 2303.11098.
+    Source: arXiv 2510.11176, which follows arXiv 2303.11098.
     """
 
     def __init__(
@@ -34,11 +34,11 @@ class Objective(nn.Module):
         """Initializes the objective.
 
         Args:
-            student_dim: Width of the student's embeddings.
-            teacher_dim: Width of the teacher's embeddings.
+            student_dim: Width of the student's embeddings, D_s.
+            teacher_dim: Width of the teacher's embeddings, D_t.
             loss: The loss between projected student and teacher embeddings.
             normalize_teacher: Whether the teacher's embeddings pass a batch norm too, as in the
-                projector paper; otherwise they are left as they are.
+                projector paper.
         """
         super().__init__()
         self.projector = nn.Linear(student_dim, teacher_dim)
@@ -53,34 +53,33 @@ class Objective(nn.Module):
     def project(
         self, student: torch.Tensor, teacher: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Brings both embeddings into the space where they are compared.
+        """Brings both embeddings into the space of the loss.
 
         Args:
-            student: Student embeddings (B, student_dim).
-            teacher: Teacher embeddings (B, teacher_dim).
+            student: Student embeddings (B, D_s).
+            teacher: Teacher embeddings (B, D_t).
 
         Returns:
-            Both as float32 (B, teacher_dim).
+            Both as float32 (B, D_t).
         """
         with torch.autocast(student.device.type, enabled=False):
-            return (
-                self.student_norm(self.projector(student.float())),
-                self.teacher_norm(teacher.float()),
-            )
+            projected = self.student_norm(self.projector(student.float()))  # (B, D_s) -> (B, D_t)
+            target = self.teacher_norm(teacher.float())  # (B, D_t)
+            return projected, target
 
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        """Computes the loss, a scalar, from embeddings (B, student_dim) and (B, teacher_dim)."""
-        projected, target = self.project(student, teacher)
+        """Computes the loss, a scalar, of embeddings (B, D_s) and (B, D_t)."""
+        projected, target = self.project(student, teacher)  # (B, D_t) each
         with torch.autocast(student.device.type, enabled=False):
-            return self.loss(projected, target)
+            return self.loss(projected, target)  # ()
 
 
 class CombinedObjective(nn.Module):
-    """The mean of the objectives of several teachers and of several widths of the student.
+    """The weighted mean of the objectives of several teachers and several student widths.
 
-    Each teacher has its weight, and each pair of teacher and width its own projector, batch norms
-    and loss. A width is a prefix of the student's embedding, which so becomes an embedding of its
-    own (Matryoshka, arXiv 2205.13147). One teacher and no further width is the paper's objective.
+    Each pair of teacher and width has its own projector, batch norms and loss. A width is a prefix
+    of the student's embedding, which thus becomes an embedding itself (Matryoshka, arXiv
+    2205.13147). One teacher and the full width alone are the paper's objective.
     """
 
     def __init__(
@@ -95,27 +94,27 @@ class CombinedObjective(nn.Module):
         """Initializes the objective.
 
         Args:
-            student_dim: Width of the student's embeddings.
-            teacher_dims: Width of each teacher's embeddings.
-            loss: The loss; every pair has a copy.
+            student_dim: Width of the student's embeddings, D_s.
+            teacher_dims: Width of each teacher's embeddings, D_t.
+            loss: The loss; every pair gets a copy.
             normalize_teacher: Whether the teachers' embeddings pass a batch norm too.
-            teacher_weights: Weight of each teacher, of any sum; None gives all the same.
-            widths: Smaller widths of the student's embedding, to be used by themselves too.
+            teacher_weights: Weight of each teacher, any sum; None weights all equally.
+            widths: Smaller widths of the student's embedding, to be usable alone.
 
         Raises:
-            UserError: A width or a weight makes no sense.
+            UserError: A width or a weight is out of range.
         """
         super().__init__()
         weights = [1.0] * len(teacher_dims) if teacher_weights is None else list(teacher_weights)
         if len(weights) != len(teacher_dims) or min(weights) <= 0:
             raise UserError(
-                f"`teacher_weights` is {weights}, and there are {len(teacher_dims)} teachers. "
-                "Expected one weight above 0 for each."
+                f"`teacher_weights` is {weights} for {len(teacher_dims)} teachers. Expected one "
+                "weight above 0 per teacher."
             )
         if any(not 0 < width < student_dim for width in widths) or len({*widths}) < len(widths):
             raise UserError(
-                f"`widths` is {list(widths)}. Expected different numbers below the width of the "
-                f"student's embedding, {student_dim}, which is always one of them."
+                f"`widths` is {list(widths)}. Expected distinct numbers from 1 to below "
+                f"{student_dim}, the width of the student's embedding, which is always included."
             )
         self.weights = [weight / sum(weights) for weight in weights]
         self.widths = [*sorted(widths), student_dim]
@@ -130,14 +129,14 @@ class CombinedObjective(nn.Module):
     def project(
         self, student: torch.Tensor, teachers: Sequence[torch.Tensor]
     ) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """Brings the whole student embedding into the space of each teacher.
+        """Brings the full student embedding into the space of each teacher.
 
         Args:
-            student: Student embeddings (B, student_dim).
-            teachers: Embeddings of each teacher, (B, teacher_dim).
+            student: Student embeddings (B, D_s).
+            teachers: Embeddings of each teacher, (B, D_t).
 
         Returns:
-            Student and teacher as float32 (B, teacher_dim), for each teacher.
+            For each teacher, student and teacher as float32 (B, D_t).
         """
         return [
             nested[-1].project(student, teacher)
@@ -145,14 +144,14 @@ class CombinedObjective(nn.Module):
         ]
 
     def forward(self, student: torch.Tensor, teachers: Sequence[torch.Tensor]) -> torch.Tensor:
-        """Computes the loss, a scalar, from embeddings (B, student_dim), (B, teacher_dim)s."""
+        """Computes the loss, a scalar, of embeddings (B, D_s) and one (B, D_t) per teacher."""
         total = student.new_zeros((), dtype=torch.float32)
         for nested, teacher, weight in zip(self._nested(), teachers, self.weights, strict=True):
             for objective, width in zip(nested, self.widths, strict=True):
-                loss = objective(student[:, :width], teacher)
+                loss = objective(student[:, :width], teacher)  # (B, width), (B, D_t) -> ()
                 total = total + loss * (weight / len(self.widths))
         return total
 
     def _nested(self) -> list[list[Objective]]:
-        """The objectives of each teacher, of each width."""
+        """The objectives by teacher and width."""
         return [list(nested) for nested in self.parts]  # type: ignore[call-overload]

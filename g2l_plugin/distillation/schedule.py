@@ -1,4 +1,4 @@
-"""Cosine schedule of learning rate and weight decay, and the paper's early stop."""
+"""The cosine schedule of learning rate and weight decay, and the paper's early stop."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from typing_extensions import override
 
 
 class CosineSchedule(lr_scheduler.LRScheduler):
-    """Takes learning rate and weight decay from their start to their end on one cosine, by steps.
+    """Anneals learning rate and weight decay from start to end on one cosine, by steps.
 
-    Source: arXiv 2510.11176 schedules both; it names no end values, so both end at zero here.
+    torch's CosineAnnealingLR leaves the weight decay as it is.
+
+    Source: arXiv 2510.11176 schedules both and names no end values; here both end at zero.
     """
 
     def __init__(
         self,
         optimizer: optim.Optimizer,
-        T_max: int,  # named as torch's CosineAnnealingLR names it
+        T_max: int,  # named as in torch's CosineAnnealingLR
         eta_min: float = 0.0,
         weight_decay_min: float = 0.0,
         last_epoch: int = -1,
@@ -31,11 +33,11 @@ class CosineSchedule(lr_scheduler.LRScheduler):
         """Initializes the schedule.
 
         Args:
-            optimizer: The optimizer; its learning rate and weight decay are the start.
-            T_max: Steps until the end values are reached; they hold from there.
+            optimizer: The optimizer; its learning rate and weight decay are the start values.
+            T_max: Steps to the end values, which hold from then on.
             eta_min: The learning rate at the end.
             weight_decay_min: The weight decay at the end.
-            last_epoch: The step to start from; -1 starts anew.
+            last_epoch: The step to start from; -1 for a new run.
         """
         self.T_max = T_max
         self.eta_min = eta_min
@@ -64,14 +66,16 @@ class CosineSchedule(lr_scheduler.LRScheduler):
 
 
 class LossEarlyStopping(pl.Callback):
-    """Ends the run when the loss has exceeded its own moving average too often, one step later.
+    """Ends the run when the loss has exceeded its own moving average too often.
 
-    The run ends when the current loss has been above the mean of the last `window` iterations'
-    losses more than `max_exceedances` times, counted from the first full window.
+    The run ends when the loss of a step has been above the mean loss of the last `window` steps
+    more than `max_exceedances` times, counted from the first full window. The loss of a step is
+    known one step later.
 
-    Source: arXiv 2510.11176, which does not say whether the times must follow each other. Counted
-    over the whole run, as the words go, noise alone ends it soon after the first window; with
-    `consecutive` a run goes on while its loss still falls below the mean now and then.
+    Source: arXiv 2510.11176, which does not say whether the exceedances must be consecutive.
+    Counted over the whole run, as the words suggest, noise alone ends a run soon after the first
+    window. With `consecutive`, a run continues while its loss still falls below the mean now and
+    then.
     """
 
     def __init__(
@@ -80,9 +84,9 @@ class LossEarlyStopping(pl.Callback):
         """Initializes the callback.
 
         Args:
-            window: Iterations that the mean is taken over.
-            max_exceedances: The run goes on through this many exceedances.
-            consecutive: Whether an iteration below the mean starts the count anew.
+            window: Steps in the mean.
+            max_exceedances: Exceedances that a run survives.
+            consecutive: Whether a step at or below the mean resets the count.
         """
         super().__init__()
         self.window = window
@@ -93,7 +97,7 @@ class LossEarlyStopping(pl.Callback):
 
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
-        # A run that was ended after this had stopped it, and before it could end.
+        # A run that this callback had stopped, and that was killed before it could end.
         if self.exceedances > self.max_exceedances:
             trainer.should_stop = True
 
@@ -106,17 +110,17 @@ class LossEarlyStopping(pl.Callback):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        # Of the step before, the same on every rank: some would wait for ranks that have stopped.
-        known = pl_module.agreement.known
-        if known is not None and self.exceeds(known.loss):
+        # The synced step, the same on every device: all of them must stop together.
+        last = pl_module.step_sync.last
+        if last is not None and self.exceeds(last.loss):
             logger.info(
                 f"Early stop at step {trainer.global_step}: the loss exceeded the mean of its last "
-                f"{self.window} iterations {self.exceedances} times."
+                f"{self.window} steps {self.exceedances} times."
             )
             trainer.should_stop = True
 
     def exceeds(self, loss: float) -> bool:
-        """Takes note of one iteration's loss; returns whether the run shall end."""
+        """Counts the loss of one step; returns whether the run must end."""
         if len(self._losses) == self.window:
             if loss > sum(self._losses) / self.window:
                 self.exceedances += 1

@@ -1,1 +1,1 @@
-"""Any frozen image encoder: teacher, student or rival."""
+"""Image encoders: loading, running, and writing folders that timm loads."""

@@ -1,4 +1,4 @@
-"""What eva's backbone registry builds for `MODEL_NAME=g2l/...`."""
+"""Builds the backbones that eva's registry lists as `g2l/...` (MODEL_NAME)."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ from torch import nn
 
 from g2l_plugin.encoders.folder import is_vision_transformer, load_folder
 from g2l_plugin.encoders.known import find_known
-from g2l_plugin.encoders.load import locate_folder, own_normalization, split_revision
-from g2l_plugin.encoders.weights import WEIGHTS, hash_checked
+from g2l_plugin.encoders.load import own_normalization
+from g2l_plugin.encoders.locate import locate_folder, split_revision
+from g2l_plugin.encoders.weights import WEIGHTS, hash_and_verify
 from g2l_plugin.errors import UserError
 
 
@@ -24,40 +25,43 @@ def student(
     """Builds a published student, `g2l/student`.
 
     Args:
-        source: `hf-hub:org/name` or `local-dir:path`; None takes the variable G2L_STUDENT.
+        source: `hf-hub:org/name`, `local-dir:path` or `demo:teacher`; None uses the variable
+            G2L_STUDENT.
         revision: Branch, tag or commit on the Hub.
-        out_indices: Which multi-level patch embeddings to return, as for eva's own backbones;
-            None returns the class token's embedding.
-        dynamic_img_size: Whether other image sizes than the student's own are taken.
+        out_indices: Layers whose patch embeddings to return, as in eva's backbones; None returns
+            the class token.
+        dynamic_img_size: Whether to accept images of other sizes than the student's.
 
     Returns:
-        A timm model that takes normalised images, as eva's data transforms give them. It gives
+        A timm model for images (B, 3, H, W) that eva's transforms have normalised. It returns
         embeddings (B, D), or with `out_indices` a list of maps (B, D, H, W).
 
     Raises:
-        UserError: No source was given, or it cannot be loaded.
+        UserError: No source is given, or it cannot be loaded.
     """
     source = source or os.environ.get("G2L_STUDENT")
     if not source:
         raise UserError(
-            "g2l/student needs to know which student: set G2L_STUDENT=local-dir:path (or "
+            "g2l/student needs the student's source. Set G2L_STUDENT=local-dir:path (or "
             "hf-hub:org/name), or MODEL_EXTRA_KWARGS='{source: local-dir:path}'."
         )
     source, revision = split_revision(source, revision)
     folder, commit = locate_folder(source, revision)
-    sha256 = hash_checked(folder / WEIGHTS, source)
+    sha256 = hash_and_verify(folder / WEIGHTS, source)
     known = find_known(source)
     kwargs: dict[str, Any] = dict(known.model_kwargs) if known else {}
-    if is_vision_transformer(folder, source):  # others have no image size to be dynamic about
+    if is_vision_transformer(
+        folder, source
+    ):  # other networks accept any size, and no such argument
         kwargs["dynamic_img_size"] = dynamic_img_size
     if out_indices is not None:
         kwargs |= {"features_only": True, "out_indices": out_indices}
     model = load_folder(folder, source, model_kwargs=kwargs)
     name = f"{source}@{commit}" if commit else source
     mean, std = (list(values or ()) for values in own_normalization(model, source))
-    model.source = name  # type: ignore[assignment]  # results say whose they are
+    model.source = name  # type: ignore[assignment]  # named in eva's results
     logger.info(
-        f"Loaded {name}: {WEIGHTS} sha256 {sha256[:12]}, which expects "
+        f"Loaded {name}: {WEIGHTS} sha256 {sha256[:12]}. It expects "
         f"NORMALIZE_MEAN={mean or 'unknown'} NORMALIZE_STD={std or 'unknown'}"
     )
     return model
@@ -68,7 +72,7 @@ def breast_vitl14(
     out_indices: int | tuple[int, ...] | None = None,
     dynamic_img_size: bool = True,
 ) -> nn.Module:
-    """Builds the breast cancer student of the namespace G2L_HUB_NAMESPACE; see `student`."""
+    """Builds `breast_vitl14` of the Hub namespace G2L_HUB_NAMESPACE; see `student`."""
     return student(_hub_source("breast_vitl14"), revision, out_indices, dynamic_img_size)
 
 
@@ -77,7 +81,7 @@ def prostate_vitl14(
     out_indices: int | tuple[int, ...] | None = None,
     dynamic_img_size: bool = True,
 ) -> nn.Module:
-    """Builds the prostate cancer student of the namespace G2L_HUB_NAMESPACE; see `student`."""
+    """Builds `prostate_vitl14` of the Hub namespace G2L_HUB_NAMESPACE; see `student`."""
     return student(_hub_source("prostate_vitl14"), revision, out_indices, dynamic_img_size)
 
 
@@ -85,7 +89,7 @@ def _hub_source(name: str) -> str:
     namespace = os.environ.get("G2L_HUB_NAMESPACE")
     if not namespace:
         raise UserError(
-            f"g2l/{name} needs to know whose: set G2L_HUB_NAMESPACE to the Hub user or "
-            f"organisation that published {name}."
+            f"g2l/{name} needs a Hub namespace. Set G2L_HUB_NAMESPACE to the user or organisation "
+            f"that published {name}."
         )
     return f"hf-hub:{namespace}/{name}"

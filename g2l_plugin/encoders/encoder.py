@@ -1,4 +1,4 @@
-"""One image encoder, whatever its origin: images in [0, 1] in, embeddings out."""
+"""The image encoder: images in [0, 1] in, embeddings out, whatever the network's origin."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from torch.utils.flop_counter import FlopCounterMode
 from g2l_plugin.errors import UserError
 
 Output = Literal["class_token", "class_and_mean_patch", "patch_tokens"]
-"""What an encoder gives: the class token, or the embedding that a network without one pools (B, D);
-the class token and the mean of the patch tokens, joined (B, 2 D); or the patch tokens (B, N, D)."""
+"""An encoder's output: the class token, or the pooled embedding of a network without one (B, D);
+the class token joined with the mean patch token (B, 2 D); or the patch tokens (B, N, D)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Provenance:
-    """Which weights an encoder holds.
+    """Identifies an encoder's weights.
 
     Attributes:
-        source: What was asked for, e.g. `hf-hub:bioptimus/H-optimus-0`.
-        revision: The commit it resolved to on the Hub; None for other sources.
-        file: Name of the weights file; None where eva's registry has read it.
-        sha256: Hash of that file; where there is none, of the tensors (`weights.hash_tensors`).
-        license: Licence identifier, where the source or the table of known encoders names one.
+        source: The requested source, e.g. `hf-hub:bioptimus/H-optimus-0`.
+        revision: The commit on the Hub; None for other sources.
+        file: Name of the weights file; None if eva's registry read it.
+        sha256: Hash of the file, or of the tensors if no file is known (`weights.hash_tensors`).
+        license: Licence identifier in the source or the table of known encoders; None if neither
+            names one.
         pretrained: False for random weights.
     """
 
@@ -38,7 +39,7 @@ class Provenance:
     pretrained: bool = True
 
     def describe(self) -> str:
-        """The weights in one line: source, commit, file and hash."""
+        """Describes the weights in one line: source, commit, file and hash."""
         revision = f"@{self.revision}" if self.revision else ""
         if not self.pretrained:
             return f"{self.source}{revision}: random weights"
@@ -48,14 +49,13 @@ class Provenance:
 
 
 class Encoder(nn.Module):
-    """A network with its own normalisation and a note of where its weights are from.
+    """A network with its normalisation and the provenance of its weights.
 
     Attributes:
-        embedding_dim: Width of what it gives.
-        input_size: Height and width of the images that it is made for, in pixels; None where the
-            network does not say.
-        patch_size: Height and width of a patch, in pixels; None where there are none.
-        provenance: Which weights it holds.
+        embedding_dim: Width D of the embeddings.
+        input_size: Height and width of the images it was trained for, in pixels; None if unknown.
+        patch_size: Height and width of a patch, in pixels; None for a network without patches.
+        provenance: Identifies the weights.
     """
 
     mean: torch.Tensor
@@ -73,15 +73,16 @@ class Encoder(nn.Module):
         """Initializes the encoder.
 
         Args:
-            model: Takes normalised images (B, 3, H, W), gives embeddings (B, D). For patch tokens
-                it has timm's `forward_features`, which gives all tokens, and `num_prefix_tokens`.
-            mean: Normalisation mean, RGB, of images in [0, 1].
+            model: Maps normalised images (B, 3, H, W) to embeddings (B, D). For patch tokens, it
+                needs timm's `forward_features`, which returns all tokens, and `num_prefix_tokens`.
+            mean: Normalisation mean, RGB, for images in [0, 1].
             std: Normalisation standard deviation, RGB.
-            provenance: Which weights the model holds.
-            output: What to give.
+            provenance: Identifies the model's weights.
+            output: The tokens to return.
 
         Raises:
-            UserError: The network has no class token beside patch tokens, and they are asked for.
+            UserError: The output needs patch tokens, and the network does not return them together
+                with a class token.
         """
         super().__init__()
         self.model = model
@@ -91,17 +92,17 @@ class Encoder(nn.Module):
         self.patch_size = _pair(getattr(getattr(model, "patch_embed", model), "patch_size", None))
         if output not in get_args(Output):
             raise UserError(f"Unknown output {output!r}. Expected {', '.join(get_args(Output))}.")
-        # Without a norm at the end of its tokens, a network pools them first (DINOv3 in timm).
+        # A network without a final norm on its tokens pools them first (DINOv3 in timm).
         has_tokens = getattr(model, "num_prefix_tokens", 0) and not isinstance(
             getattr(model, "norm", None), nn.Identity
         )
         if output != "class_token" and not has_tokens:
             raise UserError(
-                f"{provenance.source} gives no patch tokens beside a class token, which "
-                f"`output: {output}` needs. Expected a vision transformer, or `class_token`."
+                f"{provenance.source} does not return patch tokens with a class token, which "
+                f"`output: {output}` needs. Use a vision transformer, or `output: class_token`."
             )
         self.embedding_dim = _embedding_dim(model) * (1 + (output == "class_and_mean_patch"))
-        # Not in the state dict: normalisation is a setting of the source, not something learnt.
+        # Not in the state dict: normalisation is a setting of the source and is not trained.
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
 
@@ -112,10 +113,10 @@ class Encoder(nn.Module):
             images: RGB in [0, 1], (B, 3, H, W).
 
         Returns:
-            Embeddings (B, D), or patch tokens (B, N, D), row by row; see `Output`.
+            Embeddings (B, D), or patch tokens (B, N, D) in row-major order; see `Output`.
         """
         network: Any = self.model
-        # Normalised before it is rounded to the weights' precision.
+        # Normalise before rounding to the weights' precision.
         normalized = ((images - self.mean) / self.std).to(next(network.parameters()).dtype)
         if self.output == "class_token":
             return network(normalized)
@@ -126,29 +127,30 @@ class Encoder(nn.Module):
         return torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=-1)
 
     def check_images(self, size: int) -> None:
-        """Raises where the network takes no images of a size.
+        """Checks that the network accepts images of a size.
 
         Args:
             size: Height and width of the images, in pixels.
 
         Raises:
-            UserError: It takes another size, and that only.
+            UserError: The network accepts only another size.
         """
         strict = getattr(getattr(self.model, "patch_embed", None), "strict_img_size", False)
         if strict and self.input_size and self.input_size != (size, size):
             height, width = self.input_size
             raise UserError(
-                f"{self.provenance.source} takes images of {height}x{width} px, and its views have "
-                f"{size}x{size} px (VIEW_SIZE). Change one of them: `model_kwargs: {{img_size: "
-                f"{size}}}` (TEACHER_KWARGS, STUDENT_KWARGS) adapts its position embeddings."
+                f"{self.provenance.source} accepts images of {height}x{width} px, but its views "
+                f"have {size}x{size} px (VIEW_SIZE). Change the view size, or adapt the position "
+                f"embeddings: `model_kwargs: {{img_size: {size}}}` (TEACHER_KWARGS, "
+                "STUDENT_KWARGS)."
             )
 
     def count_parameters(self) -> int:
-        """Number of weights."""
+        """Counts the weights."""
         return sum(parameter.numel() for parameter in self.parameters())
 
     def count_flops(self, size: int) -> int:
-        """Counts floating-point operations for one image, by running it.
+        """Counts the floating-point operations for one image by running the network.
 
         Args:
             size: Height and width of the image, in pixels.
@@ -161,7 +163,7 @@ class Encoder(nn.Module):
         return counter.get_total_flops()
 
     def describe(self) -> str:
-        """One line that leaves no doubt which weights these are."""
+        """Describes the weights and the network in one line, for logs."""
         mean, std = (
             " ".join(f"{value:.4g}" for value in buffer.flatten().tolist())
             for buffer in (self.mean, self.std)
@@ -180,7 +182,7 @@ def _embedding_dim(model: nn.Module) -> int:
     for name in ("head_hidden_size", "num_features"):
         if isinstance(getattr(model, name, None), int):
             return getattr(model, name)
-    # A wrapper may join several tokens of the network inside, so only its output tells.
+    # A wrapper may join several tokens of its network, so only its output shows the width.
     weights = next(model.parameters())
     images = torch.zeros(1, 3, *(_input_size(model) or (224, 224)))
     was_training = model.training
@@ -191,7 +193,7 @@ def _embedding_dim(model: nn.Module) -> int:
 
 
 def _input_size(model: nn.Module) -> tuple[int, int] | None:
-    # eva's wrappers hold timm's model inside.
+    # eva's wrappers hold the timm model as `model`.
     for network in (model, getattr(model, "model", None)):
         size = getattr(getattr(network, "patch_embed", None), "img_size", None)
         size = size or (getattr(network, "pretrained_cfg", None) or {}).get("input_size")

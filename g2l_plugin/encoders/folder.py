@@ -1,43 +1,34 @@
-"""The network of a published folder: config.json and model.safetensors, of timm or transformers."""
+"""Published folders: config.json and model.safetensors, read and written as timm loads them."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-import pickle
-import sys
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import safetensors
+import safetensors.torch
 import timm
-import timm.layers
 import torch
-from safetensors import SafetensorError
-from timm.models import is_model_in_modules, model_entrypoint
-from timm.models._hub import save_config_for_hf
+from timm.models import is_model_in_modules
 from torch import nn
 
 from g2l_plugin.encoders import transformers_layout
 from g2l_plugin.encoders.encoder import Encoder
-from g2l_plugin.encoders.hub import CONFIG, PREPROCESSOR
+from g2l_plugin.encoders.timm_network import create_timm, explain_build_errors, timm_config
 from g2l_plugin.encoders.transformers_network import load_transformers
-from g2l_plugin.encoders.weights import WEIGHTS, build_network
+from g2l_plugin.encoders.weights import WEIGHTS
 from g2l_plugin.errors import UserError, in_one_line
+from g2l_plugin.files import new_folder, write_text
 
-_LIBRARY_ERRORS = (
-    RuntimeError,
-    TypeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    AssertionError,
-    ImportError,
-    EOFError,
-    pickle.UnpicklingError,
-    SafetensorError,
-)
+CONFIG = "config.json"
+PREPROCESSOR = "preprocessor_config.json"
+README = "README.md"
+RESULTS = "results.json"
+TRAINING_CONFIG = "config.yaml"
+
 _VIT_MODULES = ("vision_transformer", "deit", "eva")
 
 
@@ -52,287 +43,223 @@ def load_folder(
 ) -> nn.Module:
     """Builds the network of a folder.
 
-    A ViT or DINOv2 of transformers becomes timm's; what timm does not have is of the transformers
-    library's own class, or of the folder's code where that is allowed.
+    A ViT or DINOv2 saved by transformers is loaded into timm's architecture. Networks that timm
+    lacks are built by the transformers library, or by the folder's own code if that is allowed.
 
     Args:
         folder: The folder.
         source: Its source, for errors.
         pretrained: False gives random weights.
-        model_kwargs: Arguments for `timm.create_model` beyond those of config.json.
-        dtype: Precision to hold the weights in.
+        model_kwargs: Arguments for `timm.create_model` beyond those in config.json.
+        dtype: Precision of the weights.
         remote_code: Whether Python code in the folder may run.
 
     Raises:
-        UserError: The folder holds no model that can be built, or other weights than its config
-            says.
+        UserError: No model can be built from the folder, or its weights do not fit its config.json.
     """
-    config = read_json(folder / CONFIG, source)
+    config = _read_json(folder / CONFIG, source)
     file = folder / WEIGHTS if pretrained else None
     if "architecture" in config:
         if config.get("model_args", {}).get("global_pool") == "":
             # Published to give all tokens, e.g. Virchow2; an encoder gives the class token.
             model_kwargs = {"global_pool": "token"} | model_kwargs
         network: Any = create_timm(f"local-dir:{folder}", source, file, dtype, model_kwargs)
-        # Where a config does not say, timm takes ImageNet's.
-        said = config.get("pretrained_cfg", config)
-        for name in {"mean", "std"} - said.keys():
+        # timm fills in ImageNet's values if config.json has none.
+        stated = config.get("pretrained_cfg", config)
+        for name in {"mean", "std"} - stated.keys():
             network.pretrained_cfg.pop(name, None)
         return network
+    normalization = _read_normalization(folder, source)
     if transformers_layout.is_translatable(config) and not remote_code:
-        with told(source):
-            return _translate(folder, source, config, file, dtype, model_kwargs)
+        with explain_build_errors(source):
+            return transformers_layout.build_in_timm(
+                config, file, source, normalization, dtype, model_kwargs
+            )
     if "model_type" not in config:
         raise UserError(
             f"{source}: its config.json is neither timm's (no `architecture`) nor transformers' "
-            "(no `model_type`). Expected a model published for one of them."
+            "(no `model_type`). Expected a model published for one of these libraries."
         )
     if model_kwargs:
         raise UserError(
-            f"{source} is a network of transformers that timm has not, and takes no "
+            f"{source} is a transformers network that timm does not have, and accepts no "
             f"`model_kwargs`; given {', '.join(model_kwargs)}. Leave them out."
         )
     network = load_transformers(
         folder, source, config, pretrained=pretrained, dtype=dtype, remote_code=remote_code
     )
-    network.normalization = read_normalization(folder, source)
+    network.normalization = normalization
     return network
 
 
-def create_timm(
-    name: str,
-    source: str,
-    file: Path | None,
-    dtype: torch.dtype,
-    model_kwargs: dict[str, Any],
-) -> nn.Module:
-    """Builds a timm model and gives it the weights of a file, each of them.
-
-    timm itself only logs, below its warnings, which weights it did not find and left random.
-
-    Args:
-        name: timm's name of the model, or `local-dir:` of a folder with config.json.
-        source: Its source, for errors.
-        file: The safetensors file; None leaves random weights.
-        dtype: Precision to hold the weights in.
-        model_kwargs: Arguments for `timm.create_model`; `mlp_layer` and `act_layer` may be names.
-    """
-    kwargs = {"num_classes": 0} | model_kwargs
-    if isinstance(layer := kwargs.get("mlp_layer"), str):  # a config can only name it
-        if not callable(getattr(timm.layers, layer, None)):
-            raise UserError(
-                f"{source}: timm has no layer {layer!r} for `mlp_layer`. Expected a name of "
-                "timm.layers, e.g. Mlp or SwiGLUPacked."
-            )
-        kwargs["mlp_layer"] = getattr(timm.layers, layer)
-
-    def build() -> nn.Module:
-        return timm.create_model(name, pretrained=False, **kwargs)
-
-    with told(source):
-        if file is None:
-            return build().to(dtype)
-        if kwargs.get("features_only"):  # timm cuts off what comes after the last map
-            plain = kwargs | {"features_only": None, "out_indices": None}
-            create_timm(name, source, file, dtype, plain)  # which looks at every weight
-            overlay = None if name.startswith("local-dir:") else {"file": str(file)}
-            return timm.create_model(
-                name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs
-            ).to(dtype)
-        return build_network(build, file, source, _as_timm_loads, dtype)
-
-
 def is_vision_transformer(folder: Path, source: str) -> bool:
-    """Whether the model of a folder is a vision transformer of timm, or becomes one.
+    """Whether a folder's model is a timm vision transformer, or is loaded as one.
 
     Args:
         folder: The folder.
         source: Its source, for errors.
     """
-    config = read_json(folder / CONFIG, source)
+    config = _read_json(folder / CONFIG, source)
     if "architecture" in config:
         return is_model_in_modules(config["architecture"], _VIT_MODULES)
     return transformers_layout.is_translatable(config)
 
 
-def read_json(file: Path, source: str) -> dict[str, Any]:
-    """Reads a JSON object.
+def export_student(
+    student: Encoder, folder: str | Path, *, card: str, license: str | None = None
+) -> Path:
+    """Writes an encoder as a folder that timm loads without this package.
 
     Args:
-        file: The file.
-        source: What it belongs to, for errors.
+        student: The encoder; timm must be able to build its model by name.
+        folder: The folder to write. An earlier export is replaced once the new one is complete.
+        card: Text of README.md.
+        license: Licence identifier for config.json.
+
+    Returns:
+        The folder.
 
     Raises:
-        UserError: It holds none.
+        UserError: timm cannot build the model, its weights are not finite, or the folder cannot be
+            written or holds other files.
+
+    Examples:
+        >>> import timm
+        >>> from g2l_plugin import export_student, load_encoder
+        >>> folder = export_student(load_encoder("demo:teacher"), "student", card="# My student")
+        >>> sorted(file.name for file in folder.iterdir())
+        ['README.md', 'config.json', 'model.safetensors']
+        >>> timm.create_model("local-dir:student", pretrained=True).num_features
+        192
     """
+    state = student.model.state_dict()
+    return write_folder(Path(folder), state, timm_config(student), card=card, license=license)
+
+
+def write_folder(
+    folder: Path,
+    state: Mapping[str, torch.Tensor],
+    config: dict[str, Any],
+    *,
+    card: str,
+    license: str | None = None,
+    metadata: dict[str, str] | None = None,
+    files: Mapping[str, str] | None = None,
+) -> Path:
+    """Writes model.safetensors, config.json and README.md, and checks that timm reads them back.
+
+    `timm.create_model("local-dir:FOLDER", pretrained=True)` then builds the network without this
+    package, with mean and std in its `pretrained_cfg`.
+
+    Args:
+        folder: The folder. An earlier export is replaced once the new one is complete.
+        state: The network's state dict.
+        config: The network's config.json, as `timm_config` returns it.
+        card: Text of README.md.
+        license: Licence identifier for config.json.
+        metadata: Notes on the weights, for config.json (`g2l`).
+        files: Text of further files, by file name.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: The weights do not fit the network or are not finite, or the folder cannot be
+            written or holds other files. Nothing is left behind.
+    """
+    folder = folder.expanduser()
+    _check_replaceable(folder)
+    _check_finite(state)
+    if license:
+        config = config | {"pretrained_cfg": config["pretrained_cfg"] | {"license": license}}
+    if metadata:
+        config = config | {"g2l": metadata}
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
+    with _explain_write_errors(folder), new_folder(folder) as partial:
+        write_text(partial / CONFIG, json.dumps(config, indent=2) + "\n")
+        # safetensors writes several metadata keys in random order, which would change the hash.
+        # transformers 4 requires this one.
+        safetensors.torch.save_file(tensors, partial / WEIGHTS, metadata={"format": "pt"})
+        (partial / WEIGHTS).chmod(0o644)  # safetensors lets only the owner read it
+        write_text(partial / README, card)
+        for name, text in (files or {}).items():
+            write_text(partial / name, text)
+        _check_timm_loads(partial, tensors)
+    return folder
+
+
+def _read_json(file: Path, source: str) -> dict[str, Any]:
     try:
         content = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise UserError(f"{source}: {file} is no JSON: {error}. Fetch the folder anew.") from error
+        raise UserError(
+            f"{source}: {file} is not valid JSON: {error}. Download the folder again."
+        ) from error
     if not isinstance(content, dict):
-        raise UserError(f"{source}: {file} holds no JSON object. Fetch the folder anew.")
+        raise UserError(f"{source}: {file} holds no JSON object. Download the folder again.")
     return content
 
 
-def read_normalization(folder: Path, source: str) -> tuple[list[float] | None, list[float] | None]:
-    """Mean and std of a model published for transformers; None where it does not say.
-
-    Args:
-        folder: The folder.
-        source: Its source, for errors.
-
-    Raises:
-        UserError: It prepares images in another way.
-    """
+def _read_normalization(folder: Path, source: str) -> tuple[list[float] | None, list[float] | None]:
+    """Reads a transformers model's mean and std; None if its folder does not state them."""
     file = folder / PREPROCESSOR
-    settings = read_json(file, source) if file.is_file() else {}
+    settings = _read_json(file, source) if file.is_file() else {}
     if settings.get("do_normalize", True) is False:
         raise UserError(
-            f"{source} takes images that are not normalised ({PREPROCESSOR}: do_normalize false). "
-            "Give `mean: [0, 0, 0]` and `std: [1, 1, 1]` beside `source`, and remove that line."
+            f"{source} expects images that are not normalised ({PREPROCESSOR}: do_normalize "
+            "false). Set `mean: [0, 0, 0]` and `std: [1, 1, 1]` next to `source`, and remove that "
+            "line."
         )
     factor = settings.get("rescale_factor", 1 / 255)
     if abs(factor * 255 - 1) > 1e-3:
         raise UserError(
-            f"{source} takes images scaled by {factor:g} ({PREPROCESSOR}: rescale_factor). "
-            "Expected 1/255, which gives images in [0, 1]."
+            f"{source} expects images scaled by {factor:g} ({PREPROCESSOR}: rescale_factor). "
+            "Only 1/255 is supported, which gives images in [0, 1]."
         )
     return settings.get("image_mean"), settings.get("image_std")
 
 
-def timm_config(encoder: Encoder) -> dict[str, Any]:
-    """The config.json that plain timm builds an encoder's network from, with its normalisation.
-
-    Args:
-        encoder: The encoder.
-
-    Raises:
-        UserError: Plain timm cannot build it, or not with all its settings.
-    """
-    model: Any = encoder.model
-    problem = getattr(model, "unpublishable", None)
-    if not getattr(model, "pretrained_cfg", None):
-        problem = f"{type(model).__name__} is none of timm's networks"
-    if problem is None:
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                save_config_for_hf(
-                    model,
-                    f"{folder}/{CONFIG}",
-                    # The tag of the start weights would name weights that these no longer are.
-                    model_config={"pretrained_cfg": {"tag": "g2l"}},
-                    data_config={
-                        "input_size": (3, *(encoder.input_size or (224, 224))),
-                        "mean": _decimals(encoder.mean),
-                        "std": _decimals(encoder.std),
-                        "crop_pct": 1.0,
-                    },
-                )
-                config = read_json(Path(folder) / CONFIG, encoder.provenance.source)
-        except ValueError as error:  # a layer that is no name
-            problem = str(error).rstrip(".")
-        else:
-            config["pretrained_cfg"].pop("license", None)  # that of the start weights
-            # It stands beside them too, and transformers takes it only once.
-            config.get("model_args", {}).pop("num_classes", None)
-            return config
-    raise UserError(
-        f"{encoder.provenance.source} cannot become a published timm model: {problem}. It can be a "
-        "teacher; `g2l models` lists starts for a student."
-    )
-
-
-def _decimals(buffer: torch.Tensor) -> list[float]:
-    """The decimals that a float32 buffer holds."""
-    return [float(str(value)) for value in buffer.flatten().cpu().numpy()]
-
-
 @contextlib.contextmanager
-def told(
-    source: str,
-    library: str = "timm",
-    advice: str = "`model_kwargs`, and that the weights belong to its config.json",
-) -> Iterator[None]:
-    """Turns what a library says about wrong arguments or weights into one line.
-
-    Args:
-        source: The source that is being loaded.
-        library: Who builds it.
-        advice: What to check.
-    """
+def _explain_write_errors(folder: Path) -> Iterator[None]:
     try:
         yield
-    except UserError:
-        raise
-    except _LIBRARY_ERRORS as error:
+    except (OSError, safetensors.SafetensorError) as error:
         raise UserError(
-            f"{library} cannot build {source}: {type(error).__name__}: {in_one_line(error)}. "
-            f"Check {advice}."
+            f"{folder} cannot be written: {in_one_line(error)}. Make room, or choose another "
+            "folder (g2l publish RUN --output DIR); nothing was left behind."
         ) from error
 
 
-def _as_timm_loads(state: dict[str, torch.Tensor], network: Any) -> dict[str, torch.Tensor]:
-    """What timm's own loading makes of a checkpoint: sizes adapted, the classifier left out."""
-    cfg = network.pretrained_cfg
-    module = sys.modules[model_entrypoint(cfg["architecture"]).__module__]
-    if (adapt := getattr(module, "checkpoint_filter_fn", None)) is not None:
-        state = adapt(state, network)
-    classifiers = cfg.get("classifier") or ()
-    prefixes = tuple(
-        f"{name}." for name in ((classifiers,) if isinstance(classifiers, str) else classifiers)
-    )
-    expected = network.state_dict()
-    return {
-        name: value
-        for name, value in state.items()
-        if name in expected or not name.startswith(prefixes)
-    }
-
-
-def _translate(
-    folder: Path,
-    source: str,
-    config: dict[str, Any],
-    file: Path | None,
-    dtype: torch.dtype,
-    model_kwargs: dict[str, Any],
-) -> nn.Module:
-    """Builds timm's architecture for a model of transformers; see `transformers_layout`."""
-    config = transformers_layout.complete(config)
-    architecture = transformers_layout.timm_architecture(config)
-    kwargs = {"num_classes": 0} | transformers_layout.timm_model_args(config) | model_kwargs
-    mean, std = read_normalization(folder, source)
-    size = kwargs["img_size"]
-    # timm's own settings of this architecture are those of another model.
-    cfg = {
-        "input_size": (3, *((size, size) if isinstance(size, int) else size)),
-        "mean": mean,
-        "std": std,
-        "license": None,
-    }
-
-    def build() -> nn.Module:
-        network: Any = timm.create_model(architecture, pretrained_cfg_overlay=cfg, **kwargs)
-        eps = config.get("layer_norm_eps", transformers_layout.LAYER_NORM_EPS)
-        if eps != transformers_layout.LAYER_NORM_EPS:
-            for module in network.modules():
-                if isinstance(module, nn.LayerNorm):
-                    module.eps = eps
-            # A config.json of timm has no place for it; who publishes the network has to know.
-            network.unpublishable = f"its layer norm's epsilon is {eps:g}, which timm has not"
-        return network
-
-    def convert(state: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
-        inner: Any = network.model if kwargs.get("features_only") else network
-        state = transformers_layout.timm_state_dict(
-            state, config, inner.patch_embed.grid_size, source
+def _check_replaceable(folder: Path) -> None:
+    """Raises a `UserError` if a folder holds files but no published model."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
+        raise UserError(
+            f"{folder} holds other files and no student, and is not replaced. Choose a folder that "
+            "does not exist yet (g2l publish RUN --output DIR)."
         )
-        if inner is network:
-            return state
-        # timm has cut off what comes after the last map.
-        state = {f"model.{name}": value for name, value in state.items()}
-        return {name: state[name] for name in network.state_dict()}
 
-    if file is None:
-        return build().to(dtype)
-    return build_network(build, file, source, convert, dtype)
+
+def _check_finite(state: Mapping[str, torch.Tensor]) -> None:
+    broken = [
+        name
+        for name, value in state.items()
+        if value.is_floating_point() and not torch.isfinite(value).all()
+    ]
+    if broken:
+        raise UserError(
+            f"{len(broken)} of the student's weights are not finite ({', '.join(broken[:3])}): "
+            "training diverged. Nothing is published; choose an earlier checkpoint of the run."
+        )
+
+
+def _check_timm_loads(folder: Path, expected: Mapping[str, torch.Tensor]) -> None:
+    """Checks that timm alone builds the network from the folder, with the same weights."""
+    network = timm.create_model(f"local-dir:{folder}", pretrained=False).state_dict()
+    if differing := sorted(expected.keys() ^ network.keys()):
+        raise UserError(
+            f"The weights are not those of the student's network: {len(differing)} are in only "
+            f"one of the two ({', '.join(differing[:3])}). Nothing is published."
+        )
+    loaded = timm.create_model(f"local-dir:{folder}", pretrained=True).state_dict()
+    if not all(torch.equal(loaded[name], value) for name, value in expected.items()):
+        raise RuntimeError("timm reads weights that differ from those written; nothing published.")

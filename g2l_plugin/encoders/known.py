@@ -1,7 +1,7 @@
-"""Known teachers and students: what their repositories do not say, or say only to the admitted.
+"""Known encoders: facts that their repositories do not state, or only show after access is granted.
 
-Facts are those of the model cards; parameters are counted by the tests. Normalisation is that of
-the cards, too: some repositories' config.json has another network's (Lunit's, the kaiko ViTs').
+Facts and normalisation are from the model cards, because the config.json of some repositories
+states another network's normalisation (Lunit, kaiko ViTs). The tests count the parameters.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from huggingface_hub import try_to_load_from_cache
 
 @dataclasses.dataclass(frozen=True)
 class KnownEncoder:
-    """Facts of a published encoder.
+    """Facts about a published encoder.
 
     Attributes:
-        name: What people call it.
-        source: The source that `load_encoder` takes.
+        name: Its common name.
+        source: The source for `load_encoder`.
         mean: Normalisation mean, RGB.
         std: Normalisation standard deviation, RGB.
         embedding_dim: Width of the class token.
         parameters: Number of weights without a classifier, counted with timm.
-        license: Licence identifier as the Hub writes it; None where its card has to be read.
-        architecture: timm's name of the network, which `model_kwargs` completes.
+        license: Licence identifier as on the Hub; None for a network without published weights.
+        architecture: timm's name for the network.
         model_kwargs: Arguments that `timm.create_model` needs beyond the architecture, or beyond
             the repository's config.
         input_size: Height and width of its images, in pixels.
-        gated: Whether the Hub asks for an agreement first.
-        alternative: A source of the same weights that is not gated.
+        gated: Whether the Hub requires an agreement before access.
+        alternative: Another source of the same weights that is not gated.
         eva: Its name in eva's registry, without `eva:`.
     """
 
@@ -50,12 +50,12 @@ class KnownEncoder:
 
     @property
     def repo_id(self) -> str | None:
-        """Its repository on the Hub; None where it is none of the Hub's."""
+        """Its repository on the Hub; None for other sources."""
         scheme, _, name = self.source.partition(":")
         return name if scheme == "hf-hub" else None
 
     def is_cached(self) -> bool:
-        """Whether its weights are in the local cache of the Hub."""
+        """Whether its weights are in the Hub's local cache."""
         return self.repo_id is not None and isinstance(
             try_to_load_from_cache(self.repo_id, "model.safetensors"), str
         )
@@ -337,6 +337,6 @@ _BY_NAME = {source.lower(): encoder for source, encoder in KNOWN_ENCODERS.items(
 
 
 def find_known(source: str) -> KnownEncoder | None:
-    """The known encoder behind a source, also where eva's registry has it; None for others."""
-    # The Hub takes any case in a repository's name.
+    """Finds the known encoder of a Hub, `scratch:` or `eva:` source; None for other sources."""
+    # The Hub ignores case in a repository's name.
     return _BY_NAME.get(source.lower())

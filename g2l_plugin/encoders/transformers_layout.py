@@ -1,23 +1,27 @@
-"""Vision transformers as the transformers library stores them, in timm's architecture.
+"""Loads vision transformers saved by the transformers library into timm's architecture.
 
-Many pathology encoders are published for transformers (Hibou, Phikon, Midnight), some with code of
-their own. The networks are ones that timm has, under other names of the weights: read so, they run
-without anybody's code, and a student that starts from one is published as a plain timm model.
+Many pathology encoders are published for transformers (Hibou, Phikon, Midnight), some with custom
+code. timm has the same networks with other weight names. Loaded into timm, they run without custom
+code, and a student that starts from one is published as a plain timm model.
 """
 
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import timm
 import torch
 import torch.nn.functional as F
 import transformers
+from torch import nn
 
+from g2l_plugin.encoders.weights import build_network
 from g2l_plugin.errors import UserError
 
 LAYER_NORM_EPS = 1e-6
-"""What timm's vision transformers add to a variance; ViTs of transformers have 1e-12."""
+"""The layer norm's epsilon in timm's vision transformers; a ViT in transformers has 1e-12."""
 
 _FAMILIES = ("dinov2", "dinov2_with_registers", "vit")
 _IMG_SIZE = 224
@@ -40,16 +44,77 @@ _RENAMES = (
 _QKV = re.compile(r"encoder\.layer\.(\d+)\.attention\.attention\.(query|key|value)\.(weight|bias)$")
 _POSITION = "embeddings.position_embeddings"
 _CLASS_TOKEN = "embeddings.cls_token"
-# Of masked training, and of a classifier's input: no part of the tokens.
+# Used for masked training and as a classifier's input; the tokens do not depend on them.
 _UNUSED = re.compile(r"embeddings\.mask_token$|pooler\.")
 
 
-def is_translatable(config: dict[str, Any]) -> bool:
-    """Whether a config.json describes a vision transformer that timm has too.
+def build_in_timm(
+    config: dict[str, Any],
+    file: Path | None,
+    source: str,
+    normalization: tuple[list[float] | None, list[float] | None],
+    dtype: torch.dtype,
+    model_kwargs: dict[str, Any],
+) -> nn.Module:
+    """Builds a model published for transformers in timm's architecture.
 
-    That is a ViT or DINOv2, with or without registers, with an MLP or SwiGLU.
+    Args:
+        config: Its parsed config.json, for which `is_translatable` is true.
+        file: Its safetensors file; None gives random weights.
+        source: Its source, for errors.
+        normalization: Its mean and std; None if unknown.
+        dtype: Precision of the weights.
+        model_kwargs: Further arguments for `timm.create_model`.
+
+    Raises:
+        UserError: The file holds another network's weights.
     """
-    # Hibou calls itself what its own code is called; the settings tell.
+    config = complete(config)
+    architecture = timm_architecture(config)
+    kwargs = {"num_classes": 0} | timm_model_args(config) | model_kwargs
+    size = kwargs["img_size"]
+    mean, std = normalization
+    # timm's settings for this architecture describe another model.
+    cfg = {
+        "input_size": (3, *((size, size) if isinstance(size, int) else size)),
+        "mean": mean,
+        "std": std,
+        "license": None,
+    }
+
+    def build() -> nn.Module:
+        network: Any = timm.create_model(architecture, pretrained_cfg_overlay=cfg, **kwargs)
+        eps = config.get("layer_norm_eps", LAYER_NORM_EPS)
+        if eps != LAYER_NORM_EPS:
+            for module in network.modules():
+                if isinstance(module, nn.LayerNorm):
+                    module.eps = eps
+            # A timm config.json cannot state it, so `timm_config` refuses to publish the network.
+            network.unpublishable = (
+                f"its layer norm's epsilon is {eps:g}, which timm's config cannot hold"
+            )
+        return network
+
+    def convert(state: dict[str, torch.Tensor], network: nn.Module) -> dict[str, torch.Tensor]:
+        inner: Any = network.model if kwargs.get("features_only") else network
+        state = timm_state_dict(state, config, inner.patch_embed.grid_size, source)
+        if inner is network:
+            return state
+        # timm has dropped the layers after the last map.
+        state = {f"model.{name}": value for name, value in state.items()}
+        return {name: state[name] for name in network.state_dict()}
+
+    if file is None:
+        return build().to(dtype)
+    return build_network(build, file, source, convert, dtype)
+
+
+def is_translatable(config: dict[str, Any]) -> bool:
+    """Whether a config.json describes a vision transformer that timm also has.
+
+    These are ViT and DINOv2, with or without registers, with an MLP or SwiGLU.
+    """
+    # Hibou's model_type is that of its custom code; its settings identify it.
     family = config.get("model_type") in _FAMILIES or {
         "num_register_tokens",
         "use_swiglu_ffn",
@@ -63,7 +128,7 @@ def is_translatable(config: dict[str, Any]) -> bool:
 
 
 def complete(config: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with what it leaves to the defaults of its kind."""
+    """Adds the defaults of its model type to a config.json."""
     kind = config.get("model_type")
     if kind not in _FAMILIES:
         return config
@@ -71,7 +136,7 @@ def complete(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def timm_architecture(config: dict[str, Any]) -> str:
-    """The architecture of timm that `timm_model_args` makes equal to a config.json."""
+    """Names the timm architecture that `timm_model_args` configures to match a config.json."""
     if config.get("use_swiglu_ffn"):
         return "vit_giant_patch14_reg4_dinov2"
     size = {384: "small", 768: "base"}.get(config["hidden_size"], "large")
@@ -79,13 +144,13 @@ def timm_architecture(config: dict[str, Any]) -> str:
 
 
 def timm_model_args(config: dict[str, Any]) -> dict[str, Any]:
-    """Translates transformers' config.json into arguments of timm's architecture.
+    """Translates a transformers config.json into arguments for timm's architecture.
 
     Args:
         config: The parsed config.json.
 
     Returns:
-        Arguments of `timm.create_model(timm_architecture(config), ...)`.
+        Arguments for `timm.create_model(timm_architecture(config), ...)`.
     """
     dim = config["hidden_size"]
     if config.get("use_swiglu_ffn"):
@@ -105,7 +170,7 @@ def timm_model_args(config: dict[str, Any]) -> dict[str, Any]:
         "patch_size": config["patch_size"],
         "reg_tokens": config.get("num_register_tokens", 0),
         "init_values": 0 if config.get("model_type") == "vit" else 1e-5,  # timm skips None
-        # A DINOv2 takes any size, and tiles have this one; a ViT only its own.
+        # DINOv2 accepts any size, so the usual tile size is set; a ViT accepts only its own.
         "img_size": config["image_size"] if config.get("model_type") == "vit" else _IMG_SIZE,
     }
 
@@ -121,23 +186,23 @@ def timm_state_dict(
     Args:
         weights: State dict as transformers saves it.
         config: The parsed config.json.
-        grid_size: Rows and columns of patches of timm's network, its `patch_embed.grid_size`.
-        source: Where they are from, for errors.
+        grid_size: Rows and columns of patches in timm's network, its `patch_embed.grid_size`.
+        source: The source of the weights, for errors.
 
     Returns:
-        State dict of timm's network; position embeddings are resampled as transformers does it
-        where the checkpoint has another grid. What is in it under no name of timm's is not dropped.
+        State dict of timm's network. If the checkpoint has another grid of patches, its position
+        embeddings are resampled as in transformers. Weights that timm does not know are kept.
 
     Raises:
-        UserError: There are no position embeddings or no class token.
+        UserError: The weights have no position embeddings or no class token.
     """
-    # The name of the network within a larger one, e.g. a classifier.
+    # The network may be part of a larger one, e.g. a classifier.
     position_name = next((name for name in weights if name.endswith(_POSITION)), "")
     prefix = position_name.removesuffix(_POSITION)
     if not position_name or prefix + _CLASS_TOKEN not in weights:
         raise UserError(
-            f"{source} has no {_POSITION} and {_CLASS_TOKEN} among its weights. Expected a ViT or "
-            "DINOv2 as transformers saves it."
+            f"The weights of {source} have no {_POSITION} or no {_CLASS_TOKEN}. Expected a ViT or "
+            "DINOv2 saved by transformers."
         )
     state: dict[str, torch.Tensor] = {}
     qkv: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
@@ -152,7 +217,7 @@ def timm_state_dict(
             state[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(
                 [parts[name] for name in ("query", "key", "value")]
             )
-    # timm adds no position embedding to the class token of this architecture; transformers does.
+    # In this architecture, timm adds no position embedding to the class token; transformers does.
     position = weights[position_name]
     state["cls_token"] = weights[prefix + _CLASS_TOKEN] + position[:, :1]
     state["pos_embed"] = _resample(
@@ -169,7 +234,7 @@ def _rename(name: str) -> str:
 
 
 def _resample(position: torch.Tensor, grid_size: tuple[int, int], antialias: bool) -> torch.Tensor:
-    """Position embeddings (1, N, D) on another grid of patches."""
+    """Resamples position embeddings (1, N, D) to another grid of patches."""
     side = round(position.shape[1] ** 0.5)
     if (side, side) == tuple(grid_size):
         return position

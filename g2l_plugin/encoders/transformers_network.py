@@ -1,4 +1,4 @@
-"""Networks that only the transformers library has, or only their own repository."""
+"""Networks that timm lacks: built by the transformers library or by their repository's code."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from torch import nn
 from g2l_plugin.encoders.weights import WEIGHTS, read_tensors
 from g2l_plugin.errors import UserError, in_one_line
 
-# Of a classifier or of masked training: no part of the tokens, and often not published.
-_NOT_OF_TOKENS = re.compile(r"pooler\b|classifier|mask_token|^head\.|decoder")
+# Used by a classifier or for masked training. The tokens do not depend on these weights, which are
+# often not published.
+_NOT_FOR_TOKENS = re.compile(r"pooler\b|classifier|mask_token|^head\.|decoder")
 
 
 class TransformersNetwork(nn.Module):
-    """A vision model of transformers, called as one of timm's is.
+    """A transformers vision model with the interface of a timm model.
 
-    It must give `last_hidden_state` (B, T, D), the class token first, then registers, then patches.
+    Its `last_hidden_state` (B, T, D) must hold the class token, then registers, then patches.
     """
 
     def __init__(self, model: Any) -> None:
@@ -56,20 +57,20 @@ def load_transformers(
     dtype: torch.dtype,
     remote_code: bool,
 ) -> TransformersNetwork:
-    """Loads a model with the transformers library's own class, or with the folder's code.
+    """Loads a model with the transformers library's class for it, or with the folder's code.
 
     Args:
         folder: Folder with config.json and model.safetensors.
         source: Its source, for errors.
         config: The parsed config.json.
         pretrained: False gives random weights.
-        dtype: Precision to hold the weights in.
+        dtype: Precision of the weights.
         remote_code: Whether Python code in the folder may run.
 
     Raises:
         UserError: The library has no class for it and its code may not run, or weights are missing.
     """
-    _check_code(source, config, remote_code)
+    _check_code_allowed(source, config, remote_code)
     options: dict[str, Any] = {
         "trust_remote_code": remote_code,
         "local_files_only": True,
@@ -79,15 +80,18 @@ def load_transformers(
         if not pretrained:
             parsed = transformers.AutoConfig.from_pretrained(folder, **options)
             model = transformers.AutoModel.from_config(parsed, trust_remote_code=remote_code)
-            return _checked(TransformersNetwork(model.to(dtype)), source)
+            network = TransformersNetwork(model.to(dtype))
+            _check_tokens(network, source)
+            return network
         read_tensors(folder / WEIGHTS, source)
         model, report = transformers.AutoModel.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, dtype=dtype, **options
         )
-        network = _checked(TransformersNetwork(model), source)
+        network = TransformersNetwork(model)
+        _check_tokens(network, source)
     except UserError:
         raise
-    except Exception as error:  # there are as many as there are networks
+    except Exception as error:  # each network raises errors of different types
         raise UserError(
             f"transformers cannot build {source} as a vision transformer: {type(error).__name__}: "
             f"{in_one_line(error)}. Check its config.json and that its weights belong to it."
@@ -96,18 +100,19 @@ def load_transformers(
         name
         for keys in ("missing_keys", "mismatched_keys", "unexpected_keys")
         for name in map(str, report[keys])
-        if not _NOT_OF_TOKENS.search(name)
+        if not _NOT_FOR_TOKENS.search(name)
     )
-    if wrong:  # transformers leaves them random, or out
+    if wrong:  # transformers leaves missing weights random and ignores unknown ones
         raise UserError(
-            f"{source}: {len(wrong)} weights are in its config.json and not in {WEIGHTS}, or the "
-            f"other way round ({', '.join(wrong[:3])}). Check that the file belongs to it."
+            f"{source}: {len(wrong)} weights in {WEIGHTS} do not match its config.json: missing, "
+            f"unknown or of another shape ({', '.join(wrong[:3])}). Check that the two files "
+            "belong together."
         )
     return network
 
 
-def _checked(network: TransformersNetwork, source: str) -> TransformersNetwork:
-    """Runs one image: what comes out must be a class token, registers, and a token a patch."""
+def _check_tokens(network: TransformersNetwork, source: str) -> None:
+    """Runs one image to check that the output is a class token, registers and patch tokens."""
     size = network.input_size or 224
     height, width = (size, size) if isinstance(size, int) else size
     weights = next(network.parameters())
@@ -124,25 +129,24 @@ def _checked(network: TransformersNetwork, source: str) -> TransformersNetwork:
             f"vision transformer's tokens, class token first: (1, {expected}, "
             f"{network.num_features})."
         )
-    return network
 
 
-def _check_code(source: str, config: dict[str, Any], remote_code: bool) -> None:
-    """Raises where a model needs code that may not run, or that of another repository."""
+def _check_code_allowed(source: str, config: dict[str, Any], remote_code: bool) -> None:
+    """Raises a `UserError` if a model needs code that may not run, or another repository's code."""
     name = source.partition(":")[2]
     if not remote_code:
         if config["model_type"] not in transformers.CONFIG_MAPPING:
             raise UserError(
-                f"{source} is of type {config['model_type']!r}, which transformers "
-                f"{transformers.__version__} does not have. Its own code runs only where you name "
-                f"it, after reading it: `trust_remote_code: {name}` (TRUST_REMOTE_CODE={name})."
+                f"{source} has type {config['model_type']!r}, which transformers "
+                f"{transformers.__version__} does not have. Read the code in its repository; to "
+                f"run it, set `trust_remote_code: {name}` (TRUST_REMOTE_CODE={name})."
             )
         return
     for reference in config.get("auto_map", {}).values():
         owner = str(reference).partition("--")[0] if "--" in str(reference) else name
         if owner != name:
             raise UserError(
-                f"{source} would run code of another repository, {owner}. Only that of {name} is "
-                f"allowed; keep a copy of both in one folder (local-dir:path), and remove "
-                f"'{owner}--' from `auto_map` in its config.json."
+                f"{source} would run code of another repository, {owner}. Only code in {name} is "
+                f"allowed. Copy both into one folder (local-dir:path), and remove '{owner}--' from "
+                "`auto_map` in its config.json."
             )

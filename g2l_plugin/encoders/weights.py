@@ -1,4 +1,4 @@
-"""Reading weights: from safetensors only, every one of them, and never two copies."""
+"""Reads weights, from safetensors only: all of them, with one copy in memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from torch import nn
 from g2l_plugin.errors import UserError
 
 WEIGHTS = "model.safetensors"
-"""The only file that weights are read from."""
+"""The only file from which weights are read."""
 
 _PICKLES = (b"PK", b"\x80\x02")
-"""How files of torch.save begin: as a zip of pickles, or as a pickle."""
+"""First bytes of files that torch.save writes: a zip of pickles, or a pickle."""
 
 _N_NAMED = 3
-"""Names of weights that fit into one line."""
+"""How many weights an error names."""
 
 
 def build_network(
@@ -30,22 +30,21 @@ def build_network(
     convert: Callable[[dict[str, torch.Tensor], nn.Module], dict[str, torch.Tensor]],
     dtype: torch.dtype = torch.float32,
 ) -> nn.Module:
-    """Builds a network whose weights are those of a file.
+    """Builds a network with the weights of a file, which must match the network exactly.
 
-    It is built without memory and takes the file's tensors as its own: there is no second copy, and
-    no time goes into random weights; only a network with tables that are computed and not saved (of
-    rotary embeddings) is built with both first. Nothing of the network may be missing in the file,
-    nor the other way round.
+    The network is built on the meta device and given the file's tensors: this needs no second copy
+    and no time for random weights. Only a network with computed tables that are not saved (rotary
+    embeddings) is also built in memory.
 
     Args:
         build: Builds the network with random weights.
         file: The safetensors file.
         source: Its source, for errors.
         convert: Turns the file's tensors into the network's state dict.
-        dtype: Precision to hold the weights in.
+        dtype: Precision of the weights.
 
     Raises:
-        UserError: The file is no safetensors file, is not whole, or is of another network.
+        UserError: The file is not a complete safetensors file, or holds another network's weights.
     """
     with torch.device("meta"):
         network = build()
@@ -60,7 +59,7 @@ def build_network(
 def read_tensors(
     file: Path, source: str, dtype: torch.dtype = torch.float32
 ) -> dict[str, torch.Tensor]:
-    """Reads a safetensors file, one tensor after the other.
+    """Reads a safetensors file, one tensor at a time.
 
     Args:
         file: The file.
@@ -68,7 +67,7 @@ def read_tensors(
         dtype: Precision to convert floating-point tensors to.
 
     Raises:
-        UserError: The file is no safetensors file, or not whole.
+        UserError: The file is not a complete safetensors file.
     """
     try:
         with safe_open(file, framework="pt") as tensors:
@@ -81,17 +80,17 @@ def read_tensors(
         with file.open("rb") as stream:
             if stream.read(2) in _PICKLES:
                 raise UserError(
-                    f"{source}: {file} is a pickle under another name, which could run code when "
-                    "it is read. Expected a safetensors file; convert a copy that you trust."
+                    f"{source}: {file} is a pickle despite its name, and could run code when it is "
+                    "read. Expected a safetensors file; convert a copy that you trust."
                 ) from error
         raise UserError(
-            f"{source}: {file} is no whole safetensors file ({error}). Fetch it anew; in the Hub's "
-            "cache, remove it first."
+            f"{source}: {file} is not a complete safetensors file ({error}). Download it again; in "
+            "the Hub's cache, delete it first."
         ) from error
 
 
 def hash_file(file: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
+    """Returns a file's SHA-256, in hexadecimal."""
     digest = hashlib.sha256()
     with file.open("rb") as stream:
         while block := stream.read(1 << 20):
@@ -99,15 +98,16 @@ def hash_file(file: Path) -> str:
     return digest.hexdigest()
 
 
-def hash_checked(file: Path, source: str) -> str:
-    """The SHA-256 of a weights file, in hexadecimal.
+def hash_and_verify(file: Path, source: str) -> str:
+    """Returns a weights file's SHA-256, in hexadecimal, and compares it with the Hub's.
 
     Args:
         file: The file.
         source: Its source, for errors.
 
     Raises:
-        UserError: The Hub's cache, which names a file by its hash, names it otherwise.
+        UserError: The file is in the Hub's cache, where files are named by their hash, and its
+            name is another hash.
     """
     sha256 = hash_file(file)
     blob = file.resolve()
@@ -117,14 +117,14 @@ def hash_checked(file: Path, source: str) -> str:
         and blob.name != sha256
     ):
         raise UserError(
-            f"{source}: {blob} is damaged: its sha256 is {sha256[:12]}… and not {blob.name[:12]}…. "
-            "Remove it, and run the same again."
+            f"{source}: {blob} is damaged: its sha256 is {sha256[:12]}…, expected "
+            f"{blob.name[:12]}…. Delete it, and run the same command again."
         )
     return sha256
 
 
 def hash_tensors(network: nn.Module) -> str:
-    """The SHA-256 of a network's names, types, shapes and values, for weights without a file."""
+    """Returns the SHA-256 of a network's weights: names, types, shapes and values."""
     digest = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
         digest.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
@@ -137,7 +137,7 @@ def _check_fit(
     state: dict[str, torch.Tensor], expected: dict[str, torch.Tensor], file: Path, source: str
 ) -> None:
     other_shapes = [
-        f"{name} is {tuple(state[name].shape)} and not {tuple(value.shape)}"
+        f"{name} is {tuple(state[name].shape)}, expected {tuple(value.shape)}"
         for name, value in expected.items()
         if name in state and state[name].shape != value.shape
     ]
@@ -152,6 +152,6 @@ def _check_fit(
     ]
     if problems:
         raise UserError(
-            f"{source}: {file.name} is of another network than its config.json and `model_kwargs` "
-            f"say: {'; '.join(problems)}. Check both, and that the file belongs to them."
+            f"{source}: {file.name} does not fit the network that its config.json and "
+            f"`model_kwargs` describe: {'; '.join(problems)}. Check that they belong together."
         )

@@ -1,1 +1,1 @@
-"""Measures of encoders: kNN accuracy, CKA, and the report of a run."""
+"""Metrics inside eva: callbacks that compute them, and the files that hold them."""

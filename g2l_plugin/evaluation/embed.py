@@ -1,4 +1,4 @@
-"""Embeddings of a labelled tile dataset, by an encoder that is at hand."""
+"""Embeds a labelled tile dataset with an encoder in memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from g2l_plugin.encoders.encoder import Encoder
-from g2l_plugin.evaluation.embeddings import Embeddings
+from g2l_plugin.metrics.embeddings import Embeddings
 from g2l_plugin.slides.views import center_view
 
 
@@ -24,20 +24,20 @@ def embed_tiles(
     num_workers: int = 0,
     description: str = "Embedding tiles",
 ) -> Embeddings:
-    """Embeds the centre of every tile of a dataset, on the encoder's device.
+    """Embed the centre of every tile of a dataset, on the encoder's device.
 
     Args:
-        encoder: The encoder; left in the mode it was in.
-        dataset: One of eva's: yields (tile, label, metadata), tile uint8 (3, H, W), and names the
-            tiles by `filename`.
+        encoder: The encoder; its training mode is restored afterwards.
+        dataset: An eva dataset: yields (tile, label, metadata) with uint8 tiles (3, H, W), and
+            names the tiles by `filename`.
         view_size: Side of the centre crop, in pixels.
-        split: Which split of the task it is.
+        split: Split of the task.
         batch_size: Tiles per batch.
         num_workers: Processes that read tiles.
-        description: What the progress bar says.
+        description: Text of the progress bar.
 
     Returns:
-        The embeddings; the metadata are their groups.
+        The embeddings, with the metadata as groups.
     """
     device = encoder.mean.device
     was_training = encoder.training

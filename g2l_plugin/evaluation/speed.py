@@ -1,4 +1,4 @@
-"""How fast an encoder embeds, and what it takes."""
+"""Speed and memory use of an encoder."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ _LEAST_REPEATS = 3
 
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """What embedding takes, the network alone: tiles are in memory and normalised.
+    """Speed and memory use of the network alone: tiles are in memory and normalised.
 
     Attributes:
-        device: What it was measured on, e.g. `NVIDIA H200` or `CPU (2 threads)`.
+        device: Device of the measurement, e.g. `NVIDIA H200` or `CPU (2 threads)`.
         batch_size: Tiles per batch.
         tiles_per_second: Median over repeated batches.
-        peak_memory_bytes: Most memory on a CUDA device, weights counted in; None elsewhere.
-        flops: Floating-point operations for one tile.
+        peak_memory_bytes: Peak memory on a CUDA device, weights included; None on other devices.
+        flops: Floating-point operations per tile.
         parameters: Number of weights.
     """
 
@@ -37,14 +37,14 @@ class Speed:
 
 @torch.inference_mode()
 def measure_speed(network: nn.Module, images: torch.Tensor) -> Speed:
-    """Measures a network on one batch, repeated for a second and at least three times.
+    """Measure a network on one batch, repeated for a second and at least three times.
 
     Args:
-        network: Takes the images; on their device, and in evaluation mode.
-        images: A batch as the network takes it, (B, 3, H, W).
+        network: The network, on the images' device and in evaluation mode.
+        images: A batch in the network's input size (B, 3, H, W).
     """
     on_cuda = images.device.type == "cuda"
-    network(images)  # kernels are chosen and memory is taken the first time
+    network(images)  # warm up: the first call chooses kernels and allocates memory
     if on_cuda:
         torch.cuda.synchronize(images.device)
         torch.cuda.reset_peak_memory_stats(images.device)

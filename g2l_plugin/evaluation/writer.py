@@ -1,4 +1,4 @@
-"""eva's writer of embeddings, which knows whose they are and computes them once."""
+"""eva's writer of embeddings, which records the model and computes embeddings once."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from typing_extensions import override
 from g2l_plugin.encoders.load import own_normalization
 from g2l_plugin.encoders.weights import hash_tensors
 from g2l_plugin.errors import UserError
-from g2l_plugin.evaluation.embeddings import MANIFEST
+from g2l_plugin.evaluation.embedding_files import MANIFEST
 from g2l_plugin.evaluation.speed import measure_speed
 from g2l_plugin.files import write_text
+from g2l_plugin.upstream import image_transforms, registry_name
 
 MODEL_FILE = "model.json"
-"""Name of the file beside the embeddings that says whose they are."""
+"""File next to the embeddings that identifies their model."""
 
 _TOLERANCE = 1e-3
-"""Difference between two means that are the same, rounded as people round them."""
+"""Difference below which two means are the same: people round them differently."""
 
 
 class EmbeddingsWriter(ClassificationEmbeddingsWriter):
-    """Writes embeddings as eva does, and beside them the model's hash, size and speed.
+    """Writes embeddings as eva does, together with the model's hash, size and speed.
 
-    Embeddings that are there are taken, and not computed again, where they are of the same weights,
-    the same tiles and the same transforms. Of other ones it is an error, in `eva predict_fit` and
-    in `eva fit`: measures never mix models. What an interrupted run left is computed anew.
+    Existing embeddings are reused if weights, tiles and transforms are the same. If they differ,
+    `eva predict_fit` and `eva fit` fail, so metrics never mix models. Embeddings of an interrupted
+    run are computed again.
     """
 
     def __init__(
@@ -49,15 +50,15 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
         overwrite: bool = False,
         save_every_n: int = 100,
     ) -> None:
-        """Initializes the callback; the arguments are eva's `ClassificationEmbeddingsWriter`'s.
+        """Initialize the callback; arguments are those of eva's `ClassificationEmbeddingsWriter`.
 
         Args:
             output_dir: Folder for the embeddings.
             backbone: The model.
             dataloader_idx_map: Split of each predict dataset.
-            metadata_keys: What of a tile's metadata goes into the manifest.
-            overwrite: Whether to compute embeddings anew, whosever are there.
-            save_every_n: Tiles between writes.
+            metadata_keys: Keys of the tiles' metadata that go into the manifest.
+            overwrite: Whether to compute embeddings again, even over those of another model.
+            save_every_n: Number of tiles between writes.
         """
         super().__init__(
             output_dir, backbone, dataloader_idx_map, metadata_keys, overwrite, save_every_n
@@ -78,15 +79,15 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
             _check_normalization(self._network, datasets)
         if predicting and self._overwrite:
             return
-        there = read_model(self._output_dir)
-        if predicting and there is None and not (Path(self._output_dir) / MANIFEST).is_file():
+        existing = read_model(self._output_dir)
+        if predicting and existing is None and not (Path(self._output_dir) / MANIFEST).is_file():
             return
-        if predicting and there is not None and not there["complete"]:
-            self._overwrite = True  # eva asks before it writes over a manifest
+        if predicting and existing is not None and not existing["complete"]:
+            self._overwrite = True  # otherwise eva refuses to overwrite a manifest
             return
-        self._refuse_others(there)
+        self._check_same(existing)
         if predicting:
-            logger.info(f"Takes the embeddings in {self._output_dir}: they are of this model.")
+            logger.info(f"Reusing the embeddings in {self._output_dir}: they are of this model.")
             trainer.limit_predict_batches = 0
 
     @override
@@ -131,49 +132,49 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
         text = json.dumps(self._identity | facts, indent=2) + "\n"
         write_text(Path(self._output_dir) / MODEL_FILE, text)
 
-    def _refuse_others(self, there: dict[str, Any] | None) -> None:
-        """Raises where the embeddings that are there are not those of this model and data."""
-        if there is None or not there["complete"]:
-            origin = "embeddings of unknown origin, or not all of them"
-        elif there["sha256"] != self._identity["sha256"]:
-            origin = (
-                f"embeddings of {there['name']} (sha256 {there['sha256'][:12]}), and not of "
+    def _check_same(self, existing: dict[str, Any] | None) -> None:
+        """Raise a UserError if existing embeddings are not of this model and data."""
+        if existing is None or not existing["complete"]:
+            content = "embeddings that are incomplete or of unknown origin"
+        elif existing["sha256"] != self._identity["sha256"]:
+            content = (
+                f"embeddings of {existing['name']} (sha256 {existing['sha256'][:12]}), not of "
                 f"{self._identity['name']} (sha256 {self._identity['sha256'][:12]})"
             )
-        elif there["transforms"] != self._identity["transforms"]:
-            origin = "this model's embeddings under other transforms (RESIZE_DIM, NORMALIZE_MEAN)"
-        elif there["tiles"] != self._identity.get("tiles", there["tiles"]):
-            origin = "this model's embeddings of other tiles"
+        elif existing["transforms"] != self._identity["transforms"]:
+            content = "this model's embeddings with other transforms (RESIZE_DIM, NORMALIZE_MEAN)"
+        elif existing["tiles"] != self._identity.get("tiles", existing["tiles"]):
+            content = "this model's embeddings of other tiles"
         else:
             return
         raise UserError(
-            f"{self._output_dir} holds {origin}. Give the model a MODEL_LABEL of its own (or "
-            "another EMBEDDINGS_ROOT), or compute them anew: OVERWRITE=true eva predict_fit ..."
+            f"{self._output_dir} holds {content}. Set another MODEL_LABEL or EMBEDDINGS_ROOT, or "
+            "compute them again: OVERWRITE=true eva predict_fit ..."
         )
 
 
 def read_model(folder: str | Path) -> dict[str, Any] | None:
-    """Reads whose embeddings a folder holds: `name`, `sha256`, `complete`, and `Speed`'s fields.
+    """Read which model embeddings are of: `name`, `sha256`, `complete` and `Speed`'s fields.
 
     Args:
         folder: The folder of the embeddings.
 
     Returns:
-        What the writer noted; None where it did not write them.
+        The content of model.json; None if `EmbeddingsWriter` did not write the embeddings.
     """
     path = Path(folder) / MODEL_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def _identify(network: nn.Module, datasets: list[Any], with_tiles: bool) -> dict[str, Any]:
-    """What makes embeddings these and no others."""
+    """Describe all that determines the embeddings: weights, transforms and tiles."""
     identity: dict[str, Any] = {
         "name": _name(network),
-        # Without eva's wrapper, which has a part in the tensors' names.
+        # Without eva's wrapper, which adds to the tensors' names.
         "sha256": hash_tensors(getattr(network, "model", network)),
-        "transforms": [repr(_transforms(dataset)) for dataset in datasets],
+        "transforms": [repr(image_transforms(dataset)) for dataset in datasets],
     }
-    if with_tiles:  # they are set up then
+    if with_tiles:  # only then are the datasets set up
         identity["tiles"] = [_hash_names(dataset) for dataset in datasets]
     return identity
 
@@ -186,20 +187,20 @@ def _hash_names(dataset: Any) -> str:
 
 
 def _name(network: nn.Module) -> str:
-    """What a user calls a backbone: its source, else its name in eva's registry, else its class."""
+    """Name a backbone by its source, else by its name in eva's registry, else by its class."""
     source = getattr(getattr(network, "model", network), "source", None)
-    return source or getattr(network, "_model_name", None) or type(network).__name__
+    return source or registry_name(network) or type(network).__name__
 
 
 def _check_normalization(network: nn.Module, datasets: list[Any]) -> None:
-    """Warns where the tiles are not normalised as the network was trained with."""
+    """Warn if the tiles are normalised differently from those the network was trained on."""
     inner = getattr(network, "model", network)
-    source = getattr(inner, "source", None) or f"eva:{getattr(network, '_model_name', '')}"
-    if source.startswith("eva:universal/"):  # theirs are for natural images
+    source = getattr(inner, "source", None) or f"eva:{registry_name(network)}"
+    if source.startswith("eva:universal/"):  # their normalisation is for natural images
         return
     own = own_normalization(inner, source)
     for dataset in datasets:
-        for step in getattr(_transforms(dataset), "transforms", []):
+        for step in getattr(image_transforms(dataset), "transforms", []):
             if not isinstance(step, v2.Normalize):
                 continue
             for variable, expected, given in zip(
@@ -207,19 +208,14 @@ def _check_normalization(network: nn.Module, datasets: list[Any]) -> None:
             ):
                 if expected and not _close(expected, given):
                     logger.warning(
-                        f"{variable} is {list(given)}, and {_name(network)} was trained with "
-                        f"{list(expected)}: its embeddings are worse than they need be."
+                        f"{variable} is {list(given)}, but {_name(network)} was trained with "
+                        f"{list(expected)}. Set {variable} to these values for better embeddings."
                     )
             return
 
 
 def _close(a: Sequence[float], b: Sequence[float]) -> bool:
     return all(abs(x - y) < _TOLERANCE for x, y in zip(a, b, strict=True))
-
-
-def _transforms(dataset: Any) -> Any:
-    """The transforms of one of eva's datasets, under the names that they have there."""
-    return getattr(dataset, "_transforms", None) or getattr(dataset, "_image_transforms", None)
 
 
 def _as_list(datasets: Any) -> list[Any]:

@@ -1,1 +1,1 @@
-"""From a run to a folder that the world loads."""
+"""Publishes the student of a run: folder, model card, licence, ONNX and upload to the Hub."""

@@ -1,4 +1,4 @@
-"""The model card of a student, from what its run and its results say, and nothing typed in."""
+"""The model card of a student, rendered from the record and the results of its run."""
 
 from __future__ import annotations
 
@@ -10,28 +10,29 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from g2l_plugin.distillation.record import RunRecord
 from g2l_plugin.publishing.licenses import StudentLicense
+from g2l_plugin.runs.record import RunRecord
 
 _FILES = importlib.resources.files("g2l_plugin.publishing")
 _RECIPE = ("trainer", "model", "data")
-# Of the machine, of watching the run, or with a place of its own in the card.
+# Settings of the machine, of progress and logging, and those that the card lists elsewhere.
 _NO_HYPERPARAMETERS = re.compile(
-    r"root|dir|path|cache|logger|Logger|ProgressBar|Checkpoint|Report|teacher$|student$|cancer"
-    r"|benchmark|publish|n_runs|sanity|summary|every_n|val_check|resume|workers|^val$"
+    r"root|dir|path|cache|logger|Logger|ProgressBar|Checkpoint|Evaluation|PublishStudent"
+    r"|teacher$|student$"
+    r"|n_runs|sanity|summary|every_n|val_check|resume|workers|^val$"
 )
 
 
 @dataclasses.dataclass(frozen=True)
 class CardFacts:
-    """All that a card says.
+    """The facts that a card is rendered from.
 
     Attributes:
-        record: What the run tells of itself.
+        record: Facts about the run.
         license: The student's licence.
-        cancer: The cancer of its slides, e.g. `breast`; None where it is not said.
-        config: The training config as it was resolved; None where there is none.
-        evaluation: What the run's evaluation.json holds; None where there is none.
+        cancer: The cancer of its slides, e.g. `breast`; None if unknown.
+        config: The resolved training config; None if the run has none.
+        evaluation: The content of the run's evaluation.json; None if the run has none.
     """
 
     record: RunRecord
@@ -42,9 +43,9 @@ class CardFacts:
 
 
 def render_card(facts: CardFacts) -> str:
-    """Writes README.md of a published folder: the Hub's metadata, then text.
+    """Renders README.md of a published folder: the Hub's metadata, then the text.
 
-    `OWNER/NAME` stands where its name on the Hub will be.
+    It contains `OWNER/NAME` in place of the model's name on the Hub.
     """
     record = facts.record
     published = _published(facts.cancer)
@@ -59,7 +60,7 @@ def render_card(facts: CardFacts) -> str:
             evaluation=facts.evaluation,
             undefined=_undefined(facts.evaluation),
             robustness_measured=_robustness_measured(facts.evaluation),
-            figure=_figure,
+            cell=_cell,
             hyperparameters=_hyperparameters(facts.config or {}),
             hours=record.seconds / 3600 if record.step else None,
             published=published,
@@ -117,8 +118,8 @@ def _metadata(facts: CardFacts) -> ModelCardData:
     )
 
 
-def _figure(row: dict[str, Any], column: str) -> str:
-    """A figure of an encoder with its interval, as a table's cell."""
+def _cell(row: dict[str, Any], column: str) -> str:
+    """Formats a value of an encoder with its interval."""
     if column not in row["values"]:
         return "undefined" if column in row["undefined"] else ""
     text = f"{row['values'][column]:.4f}"
@@ -137,7 +138,7 @@ def _robustness_measured(evaluation: dict[str, Any] | None) -> bool:
 
 
 def _hyperparameters(config: dict[str, Any]) -> dict[str, Any]:
-    """Every setting of the recipe by its dotted name, `init_args` and `class_path` left out."""
+    """Lists the recipe's settings by dotted name, without `init_args` and `class_path`."""
     found: dict[str, Any] = {}
 
     def walk(value: Any, names: tuple[str, ...]) -> None:
@@ -166,17 +167,17 @@ def _class_name(value: dict[str, Any]) -> str:
 
 
 def _published(cancer: str | None) -> list[dict[str, Any]]:
-    """Published figures of a cancer's tasks, a row a task and measure."""
+    """Reads the published values of a cancer's tasks: one row per task and metric."""
     rows: dict[tuple[str, str], dict[str, Any]] = {}
     text = (_FILES / "published.csv").read_text(encoding="utf-8")
     for row in csv.DictReader(text.splitlines()):
         if row["cancer"] == cancer:
-            key = (row["task"], row["measure"])
+            key = (row["task"], row["metric"])
             entry = rows.setdefault(
                 key,
                 {
                     "task": row["task"],
-                    "measure": row["measure"],
+                    "metric": row["metric"],
                     "source": row["source"],
                     "by_model": {},
                 },

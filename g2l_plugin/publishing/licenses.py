@@ -1,4 +1,4 @@
-"""The licence of a student: it follows from those of its teacher and of its start."""
+"""The licence of a student, derived from the licences of its teachers and its start."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from g2l_plugin.encoders.encoder import Provenance
 
-# By what they ask for, little first: what combines them asks for the most.
+# From the fewest conditions to the most: the last one that occurs applies to the combination.
 _PERMISSIVE = ("cc0-1.0", "unlicense", "mit", "bsd-2-clause", "bsd-3-clause", "apache-2.0")
 _CREATIVE_COMMONS = re.compile(r"cc-by(?P<nc>-nc)?(?P<sa>-sa)?(?P<nd>-nd)?-4\.0$")
 UNSETTLED = "other"
@@ -20,8 +20,8 @@ class StudentLicense:
     """A student's licence.
 
     Attributes:
-        identifier: As the Hub writes it; `other` where it is not settled.
-        restrictions: What its uploader has to know, a sentence each; none for a permissive one.
+        identifier: The Hub's identifier; `other` if the licence cannot be derived.
+        restrictions: What the uploader must know, one sentence each; empty for a permissive one.
     """
 
     identifier: str
@@ -29,13 +29,13 @@ class StudentLicense:
 
 
 def license_of(origins: Iterable[tuple[str, Provenance]]) -> StudentLicense:
-    """Derives the licence of what was made from several weights.
+    """Derives the licence of weights that were made from other weights.
 
-    Whether distilled weights are a derivative work of the teacher's is open; it is taken here that
-    they are, the careful reading.
+    It is an open question whether distilled weights are a derivative work of the teacher's. This
+    function assumes that they are, the cautious reading.
 
     Args:
-        origins: What each was (`teacher`, `start`), and its provenance; random weights have no
+        origins: Role of each origin (`teacher`, `start`) and its provenance. Random weights have no
             licence.
     """
     restrictions: list[str] = []
@@ -52,19 +52,19 @@ def license_of(origins: Iterable[tuple[str, Provenance]]) -> StudentLicense:
         elif match := _CREATIVE_COMMONS.match(license):
             clauses |= {"by", *(clause for clause in ("nc", "sa", "nd") if match[clause])}
             if match["nc"]:
-                restrictions.append(f"{name} allows no commercial use ({license}).")
+                restrictions.append(f"{name} does not allow commercial use ({license}).")
             if match["nd"]:
                 settled = False
                 restrictions.append(
-                    f"{name} allows no derivatives to be shared ({license}): ask its owner before "
-                    "you publish what was distilled from it."
+                    f"{name} does not allow sharing derivatives ({license}): ask its owner before "
+                    "you publish a student distilled from it."
                 )
         else:
             settled = False
             restrictions.append(
                 f"{name} has "
                 + (f"the licence {license!r}" if license else "no licence on record")
-                + ": read its card before you publish what was made from it."
+                + ": read its card before you publish a student made from it."
             )
     if not settled:
         return StudentLicense(UNSETTLED, tuple(restrictions))

@@ -1,1 +1,1 @@
-"""Whole slides to batches of tiles."""
+"""From whole slides to batches of tiles: cohort, index, reading, packing and augmentation."""

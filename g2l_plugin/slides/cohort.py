@@ -1,4 +1,4 @@
-"""Which slides: N of a folder or a list, one per patient, chosen with a seed and written down."""
+"""The cohort: which slides of a folder or a list are used, chosen with a seed."""
 
 from __future__ import annotations
 
@@ -42,15 +42,15 @@ _SECTION_RANKS = {"DX": 0, "TS": 1, "MS": 1, "BS": 2}
 
 @dataclasses.dataclass(frozen=True)
 class CohortSlide:
-    """A slide of a cohort, by what its name and a list say of it.
+    """A slide of a cohort, described by its name and by the list that contains it.
 
     Attributes:
         slide: Its path, relative to the folder of the slides.
-        patient: The patient, "" where unknown; from the TCGA barcode or the list.
-        centre: The centre (TCGA's tissue source site), "" where unknown.
-        section: TCGA's section, as DX1 (diagnostic) or TS1 (frozen), "" where unknown.
-        bytes: The file's size as the list has it; None where it has none.
-        md5: The file's checksum as the list has it, "" where it has none.
+        patient: The patient, from the TCGA barcode or the list; "" if unknown.
+        centre: The centre (TCGA's tissue source site); "" if unknown.
+        section: TCGA's section, e.g. DX1 (diagnostic) or TS1 (frozen); "" if unknown.
+        bytes: The file size according to the list, or None.
+        md5: The file's checksum according to the list, or "".
     """
 
     slide: str
@@ -70,28 +70,44 @@ def choose_cohort(
 ) -> list[CohortSlide]:
     """Chooses the slides of a cohort.
 
-    The patient comes from the TCGA barcode in the name, or from the list; a slide without one
-    stands for a patient of its own. Of a patient's slides a diagnostic one (DX) is taken before a
-    frozen one (TS, BS) and tumour before normal tissue; patients who have a diagnostic slide are
-    taken first. Among equals the seed decides, on names alone: the same for the same names.
+    The patient is read from the TCGA barcode in the file name, or from the list. A slide whose
+    patient is unknown counts as a separate patient. Within a patient, diagnostic sections (DX)
+    come before frozen ones (TS, BS), and tumour before normal tissue. Patients with a diagnostic
+    slide are chosen first. The seed decides among equals, from the file names alone: the same names
+    give the same choice.
 
     Args:
-        root: The folder of the slides; searched with its subfolders when `slides` is None.
-        slides: Paths relative to `root`, or a file that lists them: one path a line, a CSV with a
-            column `slide` (such as an index writes), or a GDC manifest.
-        n_slides: How many to choose; None, or more than there are, takes all.
+        root: The folder of the slides. It is searched with its subfolders if `slides` is None.
+        slides: Paths relative to `root`, or a file that lists them: one path per line, a CSV with a
+            column `slide` (e.g. the one that an index writes), or a GDC manifest.
+        n_slides: How many slides to choose. None, or more than exist, chooses all.
         seed: Seed of the choice.
-        one_per_patient: Whether to take at most one slide of a patient.
+        one_per_patient: Whether to use at most one slide per patient.
 
     Returns:
         The slides, sorted by name.
 
     Raises:
-        UserError: There is no slide, or the list cannot be read.
+        UserError: There are no slides, or the list cannot be read.
+
+    Examples:
+        >>> from g2l_plugin import choose_cohort
+        >>> from g2l_plugin.demo.generate import make_cohort
+        >>> _ = make_cohort("demo", n_slides=4, size=512, show_progress=False)
+        >>> [slide.slide for slide in choose_cohort("demo/slides")]
+        ['east-001.tiff', 'north-000.tiff', 'south-002.tiff', 'west-003.tiff']
+        >>> len(choose_cohort("demo/slides", n_slides=2, seed=7))
+        2
+
+        The patient and the centre of a TCGA slide are read from its name:
+
+        >>> (slide,) = choose_cohort(".", ["TCGA-BH-A0B1-01Z-00-DX1.svs"])
+        >>> slide.patient, slide.centre
+        ('TCGA-BH-A0B1', 'BH')
     """
     root = Path(root).expanduser()
     if slides is None:
-        found = _find(root)
+        found = _find_slides(root)
     elif isinstance(slides, (str, Path)):
         found = _read_list(Path(slides).expanduser(), root)
     else:
@@ -101,12 +117,12 @@ def choose_cohort(
             f"No slides in {slides if isinstance(slides, (str, Path)) else root}. Expected files "
             f"that end in {', '.join(sorted(SLIDE_SUFFIXES))}."
         )
-    found.sort(key=lambda slide: (_rank(slide), _draw(slide, seed), slide.slide))
+    found.sort(key=lambda slide: (_preference(slide), _random_key(slide, seed), slide.slide))
     if one_per_patient:
-        taken: dict[str, CohortSlide] = {}
+        by_patient: dict[str, CohortSlide] = {}
         for slide in found:
-            taken.setdefault(slide.patient or slide.slide, slide)
-        found = list(taken.values())
+            by_patient.setdefault(slide.patient or slide.slide, slide)
+        found = list(by_patient.values())
     return sorted(found[:n_slides], key=lambda slide: slide.slide)
 
 
@@ -122,7 +138,7 @@ def describe_slide(name: str) -> CohortSlide:
 
 
 def write_cohort(path: Path, slides: Sequence[CohortSlide]) -> None:
-    """Writes a cohort as a CSV that `read_cohort` and `choose_cohort` read."""
+    """Writes a cohort as a CSV that `read_cohort` and `choose_cohort` can read."""
     buffer = io.StringIO()
     writer = csv.DictWriter(buffer, [field.name for field in dataclasses.fields(CohortSlide)])
     writer.writeheader()
@@ -131,11 +147,11 @@ def write_cohort(path: Path, slides: Sequence[CohortSlide]) -> None:
 
 
 def read_cohort(path: Path) -> list[CohortSlide]:
-    """Reads a cohort as it was written."""
+    """Reads a cohort that `write_cohort` wrote."""
     return _read_list(path, Path())
 
 
-def _find(root: Path) -> list[CohortSlide]:
+def _find_slides(root: Path) -> list[CohortSlide]:
     if not root.is_dir():
         raise UserError(
             f"Slide folder {root} does not exist. Give the folder of your slides "
@@ -143,7 +159,7 @@ def _find(root: Path) -> list[CohortSlide]:
         )
     paths = (p for p in root.rglob("*") if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file())
     names = (path.relative_to(root) for path in paths)
-    # What begins with a dot is a download under way, or another system's litter (._a.svs).
+    # Hidden files are unfinished downloads or another system's metadata (._a.svs).
     return [
         describe_slide(name.as_posix())
         for name in names
@@ -156,16 +172,16 @@ def _read_list(path: Path, root: Path) -> list[CohortSlide]:
         text = path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(
-            f"The list of slides {path} cannot be read ({error}). Expected one path a line, a CSV "
-            "with a column 'slide', or a GDC manifest."
+            f"The list of slides {path} cannot be read ({error}). Expected one path per line, a "
+            "CSV with a column 'slide', or a GDC manifest."
         ) from error
     lines = [line for line in text.splitlines() if line.strip()]
     header = lines[0] if lines else ""
     if header.split("\t")[:2] == ["id", "filename"]:
         rows = csv.DictReader(lines, delimiter="\t")
-        return [_gdc_slide(row, root) for row in rows if _is_slide(row["filename"])]
+        return [_slide_from_manifest(row, root) for row in rows if _is_slide(row["filename"])]
     if "slide" in header.split(","):
-        return [_listed_slide(row) for row in csv.DictReader(lines)]
+        return [_slide_from_csv(row) for row in csv.DictReader(lines)]
     return [describe_slide(line.strip()) for line in lines]
 
 
@@ -173,7 +189,7 @@ def _is_slide(name: str) -> bool:
     return PurePosixPath(name).suffix.lower() in SLIDE_SUFFIXES
 
 
-def _listed_slide(row: dict[str, str]) -> CohortSlide:
+def _slide_from_csv(row: dict[str, str]) -> CohortSlide:
     described = describe_slide(row["slide"])
     return dataclasses.replace(
         described,
@@ -185,8 +201,9 @@ def _listed_slide(row: dict[str, str]) -> CohortSlide:
     )
 
 
-def _gdc_slide(row: dict[str, str], root: Path) -> CohortSlide:
-    """A line of a GDC manifest; the client downloads into a folder named by the id."""
+def _slide_from_manifest(row: dict[str, str], root: Path) -> CohortSlide:
+    """Describes a slide from a row of a GDC manifest."""
+    # The GDC client downloads each file into a folder named after its id.
     flat = root / row["filename"]
     name = row["filename"] if flat.is_file() else f"{row['id']}/{row['filename']}"
     return dataclasses.replace(
@@ -196,13 +213,13 @@ def _gdc_slide(row: dict[str, str], root: Path) -> CohortSlide:
     )
 
 
-def _rank(slide: CohortSlide) -> tuple[bool, int]:
-    """Normal tissue after tumour; diagnostic before frozen before unknown sections."""
+def _preference(slide: CohortSlide) -> tuple[bool, int]:
+    """Sorts tumour before normal tissue, and diagnostic before frozen before unknown sections."""
     match = _BARCODE.search(PurePosixPath(slide.slide).name)
     normal = match is not None and 10 <= int(match["sample"]) <= 19
     return normal, _SECTION_RANKS.get(slide.section[:2], 3)
 
 
-def _draw(slide: CohortSlide, seed: int) -> bytes:
-    """A number of chance for a name: another slide in the folder does not change it."""
+def _random_key(slide: CohortSlide, seed: int) -> bytes:
+    """Returns a random sort key that depends on nothing but the file name and the seed."""
     return hashlib.sha256(f"{seed}:{PurePosixPath(slide.slide).name}".encode()).digest()

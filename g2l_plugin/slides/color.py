@@ -1,9 +1,10 @@
-"""Colour jitter and blur of many images at once, each by its own amount.
+"""Colour jitter and blur of a batch of images, with a separate amount for each image.
 
-The arithmetic is torchvision's (`torchvision.transforms.v2.functional`, on floats), which takes one
-amount for all images. Every step here is an addition, a product, a comparison and the like, rounded
-once, in an order that depends on an image's own shape alone: so an image comes out the same, bit
-for bit, in whatever batch it is. That is why there is no `mean`, no `conv2d`, no `add(alpha=...)`.
+The arithmetic is that of torchvision (`torchvision.transforms.v2.functional`, on floats), which
+accepts only one amount for all images. It is written here in elementary operations (sum, product,
+comparison), each rounded once, in an order that depends on the shape of one image only. So the
+result for an image is equal, bit for bit, in every batch. For the same reason there is no `mean`,
+no `conv2d` and no `add(alpha=...)`.
 
 All `adjust_` functions change images in [0, 1], float32 (N, 3, H, W), in place, and leave them in
 [0, 1]. Nothing waits for the device.
@@ -15,15 +16,15 @@ import torch
 from torch.nn import functional
 
 _GRAY = (0.2989, 0.587, 0.114)
-"""Share of red, green and blue in an image's grey, as in torchvision (ITU-R BT.601)."""
+"""Weights of red, green and blue in the grey, as in torchvision (ITU-R BT.601)."""
 
 
 def adjust_brightness(images: torch.Tensor, factors: torch.Tensor) -> None:
-    """Multiplies each image.
+    """Multiplies each image by a factor.
 
     Args:
         images: (N, 3, H, W), changed in place.
-        factors: (N,), 0 makes black, 1 leaves the image.
+        factors: (N,), 0 for black, 1 for no change.
     """
     images.mul_(_per_image(factors)).clamp_(0, 1)
 
@@ -33,28 +34,28 @@ def adjust_contrast(images: torch.Tensor, factors: torch.Tensor) -> None:
 
     Args:
         images: (N, 3, H, W), changed in place.
-        factors: (N,), 0 makes grey, 1 leaves the image.
+        factors: (N,), 0 for uniform grey, 1 for no change.
     """
     mean = _mean_in_fixed_order(_grayscale(images))
     images.mul_(_per_image(factors)).add_(_per_image((1 - factors) * mean)).clamp_(0, 1)
 
 
 def adjust_saturation(images: torch.Tensor, factors: torch.Tensor) -> None:
-    """Blends each image with its greys.
+    """Blends each image with its grey levels.
 
     Args:
         images: (N, 3, H, W), changed in place.
-        factors: (N,), 0 makes black and white, 1 leaves the image.
+        factors: (N,), 0 for grey levels only, 1 for no change.
     """
     gray = _grayscale(images).mul_(_per_image(1 - factors))
     images.mul_(_per_image(factors)).add_(gray).clamp_(0, 1)
 
 
 def adjust_hue(images: torch.Tensor, shifts: torch.Tensor) -> None:
-    """Turns the hue of each image; value and chroma stay.
+    """Shifts the hue of each image; value and chroma stay.
 
-    The hue is an angle in [0, 6): red 0, green 2, blue 4. A channel is at the image's largest value
-    within 1 of its own angle, at the smallest from 2 on, and linear between.
+    The hue is an angle in [0, 6): red 0, green 2, blue 4. A channel has the pixel's largest value
+    up to a distance of 1 from its own angle, the smallest from 2 on, and is linear in between.
 
     Args:
         images: (N, 3, H, W), changed in place.
@@ -83,8 +84,8 @@ def gaussian_blur(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
     Args:
         images: float32 in [0, 1], (N, 3, H, W); sides of more than R pixels.
-        weights: Of the middle pixel and of those 1, ..., R pixels beside it, (N, R + 1), or
-            (N, 1) to change nothing; a middle and twice its sides add up to 1.
+        weights: Weights of the middle pixel and of the pixels at distances 1, ..., R, (N, R + 1);
+            (N, 1) changes nothing. The middle plus twice the others is 1.
 
     Returns:
         Blurred images in [0, 1], (N, 3, H, W).
@@ -103,20 +104,20 @@ def gaussian_blur(images: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def _per_image(values: torch.Tensor) -> torch.Tensor:
-    """One value for each image, (N,), as (N, 1, 1, 1)."""
+    """Reshapes one value per image, (N,), to (N, 1, 1, 1)."""
     return values[:, None, None, None]
 
 
 def _grayscale(images: torch.Tensor) -> torch.Tensor:
-    """The grey of each pixel, (N, 1, H, W)."""
+    """Grey of each pixel, (N, 1, H, W)."""
     red, green, blue = (images[:, channel : channel + 1] for channel in range(3))
     return (red * _GRAY[0]).add_(green * _GRAY[1]).add_(blue * _GRAY[2])
 
 
 def _mean_in_fixed_order(images: torch.Tensor) -> torch.Tensor:
-    """The mean of each image, (N,), by adding one half to the other; `images` are used up.
+    """Mean of each image, (N,), by repeatedly adding one half to the other; overwrites `images`.
 
-    `torch.mean` adds in an order that depends on the batch and on the number of threads.
+    The order of summation in `torch.mean` depends on the batch and on the number of threads.
     """
     values = images.flatten(1)
     n = length = values.shape[1]

@@ -1,4 +1,4 @@
-"""eva's data module, with tiles for training that are read in blocks and mixed."""
+"""eva's data module, with a `TileLoader` for training."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from eva.core.data.datamodules import DataModule
 from typing_extensions import override
 
 from g2l_plugin.errors import UserError
+from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.loader import TileLoader
-from g2l_plugin.slides.tiles import TileDataset
 
 
 class TileDataModule(DataModule):
-    """eva's `DataModule`, but the tiles for training come from a `TileLoader`."""
+    """eva's `DataModule`, but training tiles come from a `TileLoader`."""
 
     def __init__(
         self,
@@ -24,15 +24,14 @@ class TileDataModule(DataModule):
         seed: int | bool = 42,
         **kwargs: Any,
     ) -> None:
-        """Initializes the data module.
+        """Initialises the data module.
 
         Args:
             args: Positional arguments of `eva.DataModule`.
-            block_tiles: Neighbouring tiles that a worker reads in one go.
-            buffer_tiles: Tiles that batches are drawn from, 0.2 MB each at 256 px, for each device.
-            seed: Seed of the order: eva's EVA_GLOBAL_SEED, which may be False, here 0.
-            kwargs: Keyword arguments of `eva.DataModule`. Its data loader for training always
-                shuffles.
+            block_tiles: Neighbouring tiles that a worker reads together.
+            buffer_tiles: Size of the mixing buffer of each device, 0.2 MB per tile at 256 px.
+            seed: Seed of the order. eva's EVA_GLOBAL_SEED may be False, which means 0 here.
+            kwargs: Keyword arguments of `eva.DataModule`. Training tiles are always shuffled.
         """
         super().__init__(*args, **kwargs)
         self.block_tiles = block_tiles
@@ -47,7 +46,7 @@ class TileDataModule(DataModule):
                 f"TileDataModule trains on a TileDataset, not on {type(dataset).__name__}. Use "
                 "eva.DataModule for other datasets."
             )
-        # As eva's own loader takes them, but for what PyTorch refuses without workers.
+        # The options of eva's own loader, except those that PyTorch refuses without workers.
         n_cpus = multiprocessing.cpu_count()
         num_workers = n_cpus if options.num_workers is None else options.num_workers
         return TileLoader(

@@ -1,13 +1,14 @@
-"""In which order tiles are read, and in which they are trained on: blocks into a buffer.
+"""The order of reading tiles, and the order of training on them.
 
-Neighbouring tiles share compressed pixels, so that a block of neighbours is read in less time than
-as many tiles of chance; but a batch shall mix many slides. So the blocks of all slides are shuffled
-and read one after the other into a buffer, from which batches are drawn. Only numbers here, no
-pixels.
+Neighbouring tiles share compressed pixels, so a block of neighbours is faster to read than the same
+number of random tiles; but a batch should mix many slides. So the blocks of all slides are shuffled
+and read one after the other into a buffer, from which batches are drawn at random. This module
+handles tile numbers only, no pixels.
 """
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -20,19 +21,18 @@ def shuffled_blocks(
     rank: int = 0,
     n_devices: int = 1,
 ) -> list[np.ndarray]:
-    """Cuts the tiles of every slide into blocks, at other places each time, and shuffles these.
+    """Cuts the tiles of every slide into blocks, at random places, and shuffles the blocks.
 
     Args:
-        group_sizes: Tiles of each slide, (slides,); a slide's tiles, and neighbours, follow each
-            other.
-        block_tiles: Most tiles of a block.
-        rng: Source of chance; the same for all devices.
-        rank: Of this device.
-        n_devices: Among which the blocks are divided, into parts of the same number of tiles: the
-            remainder, fewer tiles than there are devices, is left out.
+        group_sizes: Tiles of each slide, (slides,); neighbours have consecutive numbers.
+        block_tiles: Largest number of tiles in a block.
+        rng: Random generator, in the same state on all devices.
+        rank: Rank of this device.
+        n_devices: Devices that share the blocks, each the same number of tiles. The remainder,
+            fewer tiles than devices, is left out.
 
     Returns:
-        Numbers of the tiles of each block of this device, int64.
+        Tile numbers of each block of this device, int64.
     """
     cuts = [np.empty((0, 2), np.int64)]
     for begin, size in zip(np.cumsum(group_sizes) - group_sizes, group_sizes, strict=True):
@@ -49,22 +49,22 @@ def shuffled_blocks(
 
 
 class MixingBuffer:
-    """Says which tile goes into which slot of a buffer, and which slots make each batch.
+    """Decides which tile goes into which slot of a buffer, and which slots make each batch.
 
     Attributes:
-        content: Number of the tile in each slot, int64 (capacity,), undefined where none is.
+        content: Number of the tile in each slot, int64 (capacity,); undefined for empty slots.
     """
 
     def __init__(
         self, blocks: Sequence[np.ndarray], batch_size: int, capacity: int, rng: np.random.Generator
     ) -> None:
-        """Initializes the buffer, empty.
+        """Initialises an empty buffer.
 
         Args:
-            blocks: Tiles, in the order in which they are read.
-            batch_size: Tiles of a batch.
-            capacity: Slots; it holds at least a batch and a block.
-            rng: Source of chance of the batches.
+            blocks: Tile numbers, in the order of reading.
+            batch_size: Tiles per batch.
+            capacity: Slots; raised to a batch and the longest block if it is smaller.
+            rng: Random generator that draws the batches.
         """
         longest = max((len(block) for block in blocks), default=0)
         self._blocks = blocks
@@ -78,7 +78,7 @@ class MixingBuffer:
         self._n = 0
 
     def fill(self) -> Iterator[np.ndarray]:
-        """Takes in the blocks for which there is room; yields the slots of each."""
+        """Adds blocks while there is room; yields the slots of each."""
         while self._next < len(self._blocks):
             block = self._blocks[self._next]
             if self._n + len(block) > len(self._order):
@@ -90,21 +90,27 @@ class MixingBuffer:
             yield slots
 
     def draw(self) -> np.ndarray:
-        """Empties the slots of a batch, which is smaller at the end; returns them."""
+        """Draws a batch, smaller at the end of the epoch: empties its slots and returns them."""
         size = min(self._batch_size, self._n)
-        # To the end of the full slots, one by one: a partial Fisher-Yates shuffle.
+        # A partial Fisher-Yates shuffle moves the drawn slots to the end of the full ones.
         for number, place in enumerate(self._rng.integers(0, self._n - np.arange(size)).tolist()):
             last = self._n - 1 - number
             self._order[[place, last]] = self._order[[last, place]]
         self._n -= size
         return self._order[self._n : self._n + size].copy()
 
+    def skip(self, n_batches: int) -> None:
+        """Fills the buffer and draws this number of batches, without returning them."""
+        for _ in range(n_batches):
+            collections.deque(self.fill(), maxlen=0)
+            self.draw()
+
     @property
     def full_slots(self) -> np.ndarray:
-        """The slots that hold a tile."""
+        """Slots that hold a tile."""
         return self._order[: self._n].copy()
 
     @property
     def waiting(self) -> Sequence[np.ndarray]:
-        """The blocks that are not taken in yet."""
+        """Blocks that are not in the buffer yet."""
         return self._blocks[self._next :]

@@ -1,7 +1,8 @@
-"""Tiles written once into shards that stream, from a disk or an object store.
+"""Packing: the tiles of an index are written once into shards, which are fast to stream.
 
-The shards are LitData's (https://github.com/Lightning-AI/litData): chunks of some thousand JPEG
-files, and an `index.json`. A shard mixes tiles of many slides, and is read in long pieces.
+The shards are in LitData's format (https://github.com/Lightning-AI/litData): chunks of thousands of
+JPEG files and an `index.json`, on a disk or in an object store. Each shard mixes tiles of many
+slides, so that a loader can read whole shards and still mix slides.
 """
 
 from __future__ import annotations
@@ -23,17 +24,16 @@ from tqdm import tqdm
 
 from g2l_plugin.errors import UserError, message_in
 from g2l_plugin.files import new_folder, write_text
+from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.index import read_settings
 from g2l_plugin.slides.mixing import shuffled_blocks
-from g2l_plugin.slides.packed import PackedTiles, import_litdata
-from g2l_plugin.slides.slide_tiles import SlideTiles
-from g2l_plugin.slides.tiles import TileDataset
+from g2l_plugin.slides.packed_source import PackedTiles, import_litdata
 
 SHARD_TILES = 2048
-"""Tiles of a shard, about 80 MB."""
+"""Tiles per shard, about 80 MB."""
 
 _BLOCK_TILES = 16
-"""Neighbours that come into the same shard: few, for many slides in a shard."""
+"""Neighbours that go into the same shard: few, so that a shard mixes many slides."""
 
 
 def pack_tiles(
@@ -45,21 +45,21 @@ def pack_tiles(
     max_lost: float = 0.01,
     workers: int | None = None,
 ) -> None:
-    """Writes the tiles of an index into shards, training and validation apart.
+    """Packs the tiles of an index into shards, with training and validation separate.
 
     Args:
-        index_dir: The index.
-        output: Folder for the shards; it must not exist.
-        n_val_tiles: Tiles held out for validation, as `TileDataset` has it.
+        index_dir: Folder of the index.
+        output: Folder for the shards, which must not exist.
+        n_val_tiles: Tiles held out for validation, as in `TileDataset`.
         seed: Seed of the choice of validation tiles, and of the order.
         quality: JPEG quality, 1 to 100, without chroma subsampling.
-        max_lost: Largest share of tiles that may turn out to be unreadable, 0 to 1.
-        workers: Processes; None takes one per CPU core.
+        max_lost: Maximum share of tiles that may be unreadable, 0 to 1.
+        workers: Number of processes; None uses one per CPU core.
 
     Raises:
-        UserError: There is no index, the output exists, or too much is lost.
+        UserError: There is no index, the output exists, or too many tiles are lost.
     """
-    litdata = import_litdata()
+    import_litdata()
     output = Path(output).expanduser()
     if output.exists():
         raise UserError(f"{output} exists. Remove it, or pack into another folder.")
@@ -78,37 +78,44 @@ def pack_tiles(
                 max_lost=max_lost,
             )
             dataset.setup()
-            shards = _mixed_shards(dataset.tiles.group_sizes, seed)
-            encode = _EncodeShard(dataset, quality, len(shards))
-            try:
-                with _progress(encode.done, len(dataset), f"Packing {split} tiles"):
-                    litdata.optimize(
-                        encode,
-                        list(enumerate(shards)),
-                        str(partial / split),
-                        chunk_size=SHARD_TILES,
-                        num_workers=min(workers or os.cpu_count() or 1, len(shards)),
-                        start_method="fork" if hasattr(os, "fork") else "spawn",
-                        verbose=False,
-                    )
-            except RuntimeError as error:  # what LitData makes of an error in its processes
-                if message := message_in(str(error)):
-                    raise UserError(message) from error
-                raise
-            n_written = len(PackedTiles(str(partial), split))
-            if n_written != len(dataset):
-                raise UserError(
-                    f"Packed {n_written:,} of {len(dataset):,} tiles: is the disk full?"
-                )
-            written[f"{split}_tiles"] = n_written
-            assert isinstance(dataset.tiles, SlideTiles)
-            if lost := len(dataset.tiles.lost()):
-                logger.warning(f"{lost} {split} tiles cannot be read; others stand in for them.")
+            _pack_split(dataset, partial, split, seed, quality, workers)
+            written[f"{split}_tiles"] = len(dataset)
         write_text(partial / "pack.json", json.dumps(written, indent=1) + "\n")
 
 
+def _pack_split(
+    dataset: TileDataset, folder: Path, split: str, seed: int, quality: int, workers: int | None
+) -> None:
+    litdata = import_litdata()
+    shards = _mixed_shards(dataset.tiles.group_sizes, seed)
+    encode = _EncodeShard(dataset, quality, len(shards))
+    try:
+        with _progress(encode.done, len(dataset), f"Packing {split} tiles"):
+            litdata.optimize(
+                encode,
+                list(enumerate(shards)),
+                str(folder / split),
+                chunk_size=SHARD_TILES,
+                num_workers=min(workers or os.cpu_count() or 1, len(shards)),
+                start_method="fork" if hasattr(os, "fork") else "spawn",
+                verbose=False,
+            )
+    except RuntimeError as error:  # LitData's report of an error in one of its processes
+        if message := message_in(str(error)):
+            raise UserError(message) from error
+        raise
+    n_written = len(PackedTiles(str(folder), split))
+    if n_written != len(dataset):
+        raise UserError(
+            f"Only {n_written:,} of {len(dataset):,} {split} tiles were packed. Check that the "
+            "disk has space, and pack again."
+        )
+    if lost := len(dataset.lost_tiles()):
+        logger.warning(f"{lost} {split} tiles cannot be read. Substitute tiles are packed instead.")
+
+
 def _mixed_shards(group_sizes: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Divides tiles among shards, each of blocks of neighbours from many slides."""
+    """Divides tiles into shards, each made of blocks of neighbours from many slides."""
     blocks = shuffled_blocks(group_sizes, _BLOCK_TILES, np.random.default_rng(seed))
     order = np.concatenate(blocks) if blocks else np.empty(0, np.int64)
     return np.split(order, range(SHARD_TILES, len(order), SHARD_TILES))
@@ -116,7 +123,7 @@ def _mixed_shards(group_sizes: np.ndarray, seed: int) -> list[np.ndarray]:
 
 @contextlib.contextmanager
 def _progress(done: torch.Tensor, total: int, description: str) -> Iterator[None]:
-    """Shows what the processes have counted in shared memory."""
+    """Shows a progress bar of the counts that the processes keep in shared memory."""
     finished = threading.Event()
     with tqdm(desc=description, total=total, unit="tile", dynamic_ncols=True) as progress:
 
@@ -135,7 +142,11 @@ def _progress(done: torch.Tensor, total: int, description: str) -> Iterator[None
 
 
 class _EncodeShard:
-    """Encodes the tiles of a shard, in a process of LitData's, and counts them in `done`."""
+    """Encodes the tiles of a shard in one of LitData's processes.
+
+    Attributes:
+        done: Tiles encoded of each shard, int64 (shards,), in shared memory.
+    """
 
     def __init__(self, dataset: TileDataset, quality: int, n_shards: int) -> None:
         self.done = torch.zeros(n_shards, dtype=torch.int64).share_memory_()
@@ -144,12 +155,12 @@ class _EncodeShard:
 
     def __call__(self, shard: tuple[int, np.ndarray]) -> Iterator[bytes]:
         number, tiles = shard
-        torch.set_num_threads(1)  # a process a core
-        # Neighbours are read together, and their order in a shard says nothing.
+        torch.set_num_threads(1)  # there is one process per core
+        # Sorted, so that neighbours are read together: the order within a shard does not matter.
         for index in np.sort(tiles).tolist():
             tile = self._dataset[index].numpy().transpose(1, 2, 0)
             buffer = io.BytesIO()
-            # Without subsampling: stains are told by colour.
+            # Without subsampling, because stains differ in colour.
             Image.fromarray(tile).save(buffer, "JPEG", quality=self._quality, subsampling=0)
             self.done[number] += 1
             yield buffer.getvalue()

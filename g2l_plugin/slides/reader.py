@@ -1,4 +1,4 @@
-"""Tiles from slides whose handles stay open."""
+"""Reading tiles from many slides, with the last handles kept open."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ import openslide
 from g2l_plugin.slides import slide as slide_lib
 
 _CACHE_BYTES = 64 << 20
-"""Decoded pixels that OpenSlide keeps for all slides of a process together (else 32 MiB each)."""
+"""OpenSlide's cache of decoded pixels, shared by all slides of a process (default: 32 MiB each)."""
 
 
 class SlideReader:
-    """Reads tiles of many slides; each process keeps the slides it read last open.
+    """Reads tiles of many slides; each process keeps its most recently used slides open.
 
-    A process opens its own handles: those of a parent are left alone.
+    A forked process opens its own handles and does not use its parent's.
+
+    Attributes:
+        paths: The slides.
+        n_opened: How often this reader has opened a slide.
     """
 
     def __init__(
@@ -29,11 +33,11 @@ class SlideReader:
         size: tuple[int, int],
         max_open_slides: int,
     ) -> None:
-        """Initializes the reader; no slide is opened yet.
+        """Initialises the reader; no slide is opened yet.
 
         Args:
             paths: The slides.
-            plans: How the tiles of each are read.
+            plans: How to read the tiles of each slide.
             size: Width and height of the tiles.
             max_open_slides: Slides that each process keeps open.
         """
@@ -43,14 +47,14 @@ class SlideReader:
         self._size = size
         self._max_open_slides = max_open_slides
         self._handles: OrderedDict[int, openslide.OpenSlide] = OrderedDict()
-        self._cache: openslide.OpenSlideCache = None  # type: ignore[assignment]
+        self._cache: openslide.OpenSlideCache | None = None
         self._pid: int | None = None
 
-    def read(self, number: int, x: int, y: int) -> np.ndarray:
+    def read(self, slide: int, x: int, y: int) -> np.ndarray:
         """Reads a tile.
 
         Args:
-            number: Of the slide.
+            slide: Position of the slide in `paths`.
             x: Left edge, in pixels of level 0.
             y: Upper edge, in pixels of level 0.
 
@@ -59,14 +63,14 @@ class SlideReader:
 
         Raises:
             SlideError: The slide cannot be opened.
-            openslide.OpenSlideError: It is damaged there.
+            openslide.OpenSlideError: The slide is damaged at this place.
         """
         try:
-            slide = self._handle(number)
-            return slide_lib.read_tile(slide, self._plans[number], x, y, self._size)
+            handle = self._handle(slide)
+            return slide_lib.read_tile(handle, self._plans[slide], x, y, self._size)
         except openslide.OpenSlideError:
-            # OpenSlide refuses every later read through a handle that failed once.
-            self._handles.pop(number).close()
+            # After one failure, OpenSlide refuses every later read through the same handle.
+            self._handles.pop(slide).close()
             raise
 
     @property
@@ -74,17 +78,17 @@ class SlideReader:
         """Slides that this process has open."""
         return len(self._handles) if self._pid == os.getpid() else 0
 
-    def _handle(self, number: int) -> openslide.OpenSlide:
-        if self._pid != os.getpid():
+    def _handle(self, slide: int) -> openslide.OpenSlide:
+        if self._cache is None or self._pid != os.getpid():
             self._handles, self._pid = OrderedDict(), os.getpid()
             self._cache = openslide.OpenSlideCache(_CACHE_BYTES)
-        if number in self._handles:
-            self._handles.move_to_end(number)
-            return self._handles[number]
-        handle = slide_lib.open_slide(self.paths[number])
+        if slide in self._handles:
+            self._handles.move_to_end(slide)
+            return self._handles[slide]
+        handle = slide_lib.open_slide(self.paths[slide])
         handle.set_cache(self._cache)
         self.n_opened += 1
-        self._handles[number] = handle
+        self._handles[slide] = handle
         if len(self._handles) > self._max_open_slides:
             self._handles.popitem(last=False)[1].close()
         return handle

@@ -1,4 +1,4 @@
-"""Pictures of an index: where the tiles of each slide are, and a page that shows them all."""
+"""The pictures of an index: a thumbnail of each slide and its tiles, and a page of them all."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from skimage import segmentation
 
 from g2l_plugin.files import write_text
 
-_SIDES = (600, 1200)
-"""Limits of a thumbnail's longest side, in pixels."""
+_SIDE_LIMITS = (600, 1200)
+"""Minimum and maximum of a thumbnail's longest side, in pixels."""
 
-_OUTLINE = (0, 130, 60)
-_GRID = (30, 30, 30)
-_LEFT_OUT = {"ink": (0, 90, 255), "blurred": (255, 150, 0), "damaged": (230, 0, 0)}
+_TISSUE_COLOUR = (0, 130, 60)
+_KEPT_COLOUR = (30, 30, 30)
+_LEFT_OUT_COLOURS = {"ink": (0, 90, 255), "blurred": (255, 150, 0), "damaged": (230, 0, 0)}
 
 
 def draw_thumbnail(
@@ -30,45 +30,45 @@ def draw_thumbnail(
     kept: np.ndarray,
     left_out: Mapping[str, np.ndarray],
 ) -> Image.Image:
-    """Draws the tissue's outline, the tiles that are kept, and in colour those left out.
+    """Draws the outline of the tissue, the tiles that are kept, and those left out crossed.
 
     Args:
         overview: uint8 RGB (height, width, 3) of the whole slide.
-        mask: Its tissue, bool (height, width).
+        mask: The tissue, bool (height, width).
         slide_size: Width and height of the slide in pixels of level 0.
         tile_size: Width and height of a tile in pixels of level 0.
         kept: Upper left corners of the tiles in pixels of level 0, (tiles, 2).
-        left_out: The same of tiles that are left out, by reason.
+        left_out: The same for the tiles that are left out, by reason.
     """
     marked = overview.copy()
-    marked[segmentation.find_boundaries(mask, mode="inner")] = _OUTLINE
+    marked[segmentation.find_boundaries(mask, mode="inner")] = _TISSUE_COLOUR
     image = Image.fromarray(marked)
-    zoom = np.clip(max(image.size), *_SIDES) / max(image.size)
+    zoom = np.clip(max(image.size), *_SIDE_LIMITS) / max(image.size)
     image = image.resize([max(round(length * zoom), 1) for length in image.size])
     draw = ImageDraw.Draw(image)
     scale = np.array(image.size) / np.array(slide_size)
     for reason, corners in left_out.items():
         for box in _boxes(corners, tile_size, scale):
-            draw.rectangle(box, outline=_LEFT_OUT[reason], width=2)
-            draw.line(box, fill=_LEFT_OUT[reason], width=2)
+            draw.rectangle(box, outline=_LEFT_OUT_COLOURS[reason], width=2)
+            draw.line(box, fill=_LEFT_OUT_COLOURS[reason], width=2)
     for box in _boxes(kept, tile_size, scale):
-        draw.rectangle(box, outline=_GRID)
+        draw.rectangle(box, outline=_KEPT_COLOUR)
     return image
 
 
-def write_page(path: Path, rows: Sequence[Mapping[str, Any]], pictures: Sequence[str]) -> None:
-    """Writes a page of all thumbnails beside their folder: problems first, then fewest tiles.
+def write_page(path: Path, rows: Sequence[Mapping[str, Any]], thumbnails: Sequence[Path]) -> None:
+    """Writes an HTML page of all slides: those with problems first, then by number of tiles.
 
     Args:
         path: The page.
-        rows: A row of the summary for each slide.
-        pictures: The thumbnail of each, relative to the page; one that does not exist is left out.
+        rows: The summary row of each slide.
+        thumbnails: The thumbnail of each slide, below the page's folder; it may be missing.
     """
     order = sorted(range(len(rows)), key=lambda n: (rows[n]["outcome"] == "used", rows[n]["tiles"]))
-    cards = "\n".join(_card(path, rows[number], pictures[number]) for number in order)
+    cards = "\n".join(_card(path, rows[number], thumbnails[number]) for number in order)
     tiles = sum(row["tiles"] for row in rows)
     legend = " · ".join(
-        f'<b style="color:rgb{colour}">{reason}</b>' for reason, colour in _LEFT_OUT.items()
+        f'<b style="color:rgb{colour}">{reason}</b>' for reason, colour in _LEFT_OUT_COLOURS.items()
     )
     write_text(
         path,
@@ -84,7 +84,7 @@ img {{ width: 100%; height: 18em; object-fit: contain; background: #f6f6f6; }}
 figcaption {{ overflow-wrap: anywhere; }}
 </style>
 <h1>{len(rows):,} slides, {tiles:,} tiles</h1>
-<p>Green: the outline of the tissue. Black: tiles that are kept. Crossed, left out: {legend}.</p>
+<p>Green: outline of the tissue. Black: tiles that are kept. Crossed: tiles left out, {legend}.</p>
 <main>
 {cards}
 </main>
@@ -92,12 +92,13 @@ figcaption {{ overflow-wrap: anywhere; }}
     )
 
 
-def _card(page: Path, row: Mapping[str, Any], picture: str) -> str:
+def _card(page: Path, row: Mapping[str, Any], thumbnail: Path) -> str:
     used = row["outcome"] == "used"
     image = ""
-    if (page.parent / picture).is_file():
-        image = f'<a href="{quote(picture)}"><img loading="lazy" src="{quote(picture)}"></a>'
-    facts = ", ".join(
+    if thumbnail.is_file():
+        link = quote(thumbnail.relative_to(page.parent).as_posix())
+        image = f'<a href="{link}"><img loading="lazy" src="{link}"></a>'
+    counts = ", ".join(
         f"{row[key]:,} {key.replace('_', ' ')}"
         for key in ("tiles", "little_tissue", "ink", "blurred", "damaged")
         if row[key]
@@ -105,12 +106,13 @@ def _card(page: Path, row: Mapping[str, Any], picture: str) -> str:
     outcome = "" if used else f"<b>{html.escape(row['outcome'])}</b> {html.escape(row['message'])}"
     return (
         f'<figure class="{"used" if used else "problem"}">{image}<figcaption>'
-        f"{html.escape(row['slide'])}<br>{facts}<br>{outcome}</figcaption></figure>"
+        f"{html.escape(row['slide'])}<br>{counts}<br>{outcome}</figcaption></figure>"
     )
 
 
 def _boxes(
     corners: np.ndarray, size: tuple[int, int], scale: np.ndarray
 ) -> list[tuple[float, float, float, float]]:
+    """Left, upper, right and lower edges of tiles in pixels of the thumbnail."""
     start, stop = corners * scale, (corners + np.array(size)) * scale - 1
     return [tuple(box) for box in np.concatenate([start, np.maximum(stop, start)], axis=1).tolist()]

@@ -1,4 +1,4 @@
-"""What of a slide is tissue worth a tile: not glass, not ink, not out of focus."""
+"""Which parts of a slide are usable tissue: no glass, no ink, in focus."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ OVERVIEW_MPP = 8.0
 """Microns per pixel of the overview that the masks are made from: a cell is about one pixel."""
 
 FOCUS_MPP = 1.0
-"""Microns per pixel at which sharpness is measured: chromatin is still told from blur."""
+"""Microns per pixel at which sharpness is measured: chromatin still differs from blur."""
 
 _MIN_SATURATION = 0.06
-"""Below this HSV saturation a pixel is glass, whatever Otsu says of an all-tissue slide."""
+"""Lower limit of Otsu's threshold on HSV saturation, for a slide that is all tissue."""
 
 _MAX_SATURATION = 0.12
-"""Above it a pixel is tissue, whatever Otsu says of a slide with strong ink."""
+"""Upper limit of that threshold, for a slide with strong ink."""
 
 
 def tissue_mask(overview: np.ndarray) -> np.ndarray:
-    """Finds tissue by colour saturation (Otsu's threshold, specks removed).
+    """Finds tissue by colour saturation, with Otsu's threshold, and removes specks.
 
     Args:
         overview: uint8 RGB (height, width, 3) at about 8 microns per pixel.
@@ -30,7 +30,7 @@ def tissue_mask(overview: np.ndarray) -> np.ndarray:
         Boolean mask (height, width).
     """
     saturation = ndimage.gaussian_filter(_hsv(overview)[1], 1)
-    if np.ptp(saturation) < 1e-3:  # one colour: Otsu has nothing to part
+    if np.ptp(saturation) < 1e-3:  # a single colour has no Otsu threshold
         threshold = _MIN_SATURATION
     else:
         threshold = np.clip(filters.threshold_otsu(saturation), _MIN_SATURATION, _MAX_SATURATION)
@@ -38,16 +38,16 @@ def tissue_mask(overview: np.ndarray) -> np.ndarray:
 
 
 def ink_mask(overview: np.ndarray) -> np.ndarray:
-    """Finds marks of a felt pen by colours that haematoxylin and eosin do not give.
+    """Finds pen marks by colours that haematoxylin and eosin do not produce.
 
-    Green and blue ink are told by hue, red by its purity, black by being dark without colour. Ink
-    in the purple of the stain itself passes.
+    Green and blue ink are recognised by hue, red by high saturation, black by low value and low
+    saturation. Ink as purple as the stain is not found.
 
     Args:
         overview: uint8 RGB (height, width, 3) at about 8 microns per pixel.
 
     Returns:
-        Boolean mask (height, width), grown by two pixels: strokes have soft rims.
+        Boolean mask (height, width), grown by two pixels because strokes have soft edges.
     """
     hue, saturation, value = _hsv(overview)
     green_to_blue = (hue > 0.22) & (hue < 0.63) & (saturation > 0.25)
@@ -59,18 +59,18 @@ def ink_mask(overview: np.ndarray) -> np.ndarray:
 
 
 def sharpness(pixels: np.ndarray, mpp: float) -> float:
-    """Measures focus as fine detail over coarse detail, which neither stain nor contrast changes.
+    """Measures focus as the ratio of fine to coarse detail, independent of stain and contrast.
 
-    The variance of grey between 1 and about 2 microns over that between about 2 and 8 microns
-    (differences of Gaussians). Tissue in focus gives 0.3 to 0.9, a blur of 1.5 microns under 0.1
-    (`benchmarks/sharpness.py`).
+    The ratio divides the variance of grey between 1 and about 2 microns by that between about 2 and
+    8 microns (differences of Gaussians). Tissue in focus gives 0.3 to 0.9, a blur of 1.5 microns
+    less than 0.1 (`benchmarks/sharpness.py`).
 
     Args:
         pixels: uint8 RGB (3, height, width).
         mpp: Its microns per pixel.
 
     Returns:
-        The ratio, 0 where there is no detail at all.
+        The ratio, 0 if there is no detail at all.
     """
     grey = pixels.astype(np.float32).mean(axis=0)
     size = tuple(max(round(length * mpp / FOCUS_MPP), 1) for length in grey.shape)
@@ -78,7 +78,7 @@ def sharpness(pixels: np.ndarray, mpp: float) -> float:
         image = Image.fromarray(grey).resize(size[::-1], Image.Resampling.BOX)
         grey = np.asarray(image)
     smooth = ndimage.gaussian_filter(grey, 1)
-    half = smooth[::2, ::2]  # what is left has no finer detail
+    half = smooth[::2, ::2]  # loses nothing: the finer detail is filtered out already
     coarse = ndimage.gaussian_filter(half, 2)
     return float((grey - smooth).var() / max((half - coarse).var(), 1e-3))
 

@@ -11,6 +11,7 @@ from g2l_plugin.distillation.losses import LogSumLoss
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.errors import UserError
+from g2l_plugin.slides.batch import TileBatch
 from g2l_plugin.slides.views import AugmentedView
 
 
@@ -32,18 +33,18 @@ def make_module(tmp_path):
 
 
 def embed(module, images):
-    return module._embed_student(images), module.teachers(images)
+    return module._embed_with_student(images), module.teachers(images)
 
 
 def test_nothing_is_loaded_before_configure_model_and_then_once(make_module):
     module = make_module()
-    assert module.teacher is None and module.student is None
+    assert not hasattr(module, "teachers") and not hasattr(module, "student")
     copied = copy.deepcopy(module)  # as eva does before it fits
     copied.configure_model()
     teacher, student = copied.teacher, copied.student
     copied.configure_model()
     assert copied.teacher is teacher and copied.student is student
-    assert module.teacher is None
+    assert not hasattr(module, "teachers")
 
 
 def test_the_default_loss_is_the_papers(make_module):
@@ -85,7 +86,7 @@ def test_teacher_and_student_see_the_same_view_each_with_its_own_normalisation(m
         )
     tiles = torch.randint(0, 256, (4, 3, 40, 40), dtype=torch.uint8)
     module.train()
-    view = module.on_after_batch_transfer(tiles, 0).data
+    view = module._make_views(TileBatch.of(tiles))
     assert view.shape == (4, 3, 32, 32)
     embed(module, view)
     for name, given in seen.items():
@@ -94,11 +95,15 @@ def test_teacher_and_student_see_the_same_view_each_with_its_own_normalisation(m
     assert not torch.allclose(seen["teacher"], seen["student"])
 
 
-def test_labelled_batches_are_taken_too(make_module):
-    module = make_module().eval()
+def test_labelled_batches_are_accepted(make_module):
+    module = make_module()
+    module.configure_model()
+    module.eval()
     tiles = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
-    batch = INPUT_BATCH(tiles, torch.tensor([0, 1]), {})
-    torch.testing.assert_close(module.on_after_batch_transfer(batch, 0).data, tiles / 255)
+    with torch.no_grad():
+        module.validation_step(INPUT_BATCH(tiles, torch.tensor([0, 1]), {}))
+        ((student, _),) = module._validation_embeddings
+        torch.testing.assert_close(student, module(tiles / 255))
 
 
 def test_gradients_reach_the_student_and_the_projector_alone(make_module):
@@ -133,9 +138,9 @@ def test_a_run_is_resumed_with_its_own_teacher_only(make_module, tmp_path):
         "g2l": record | {"teacher": {"provenance": provenance}},
     }
     module.on_load_checkpoint(checkpoint)
-    assert module.tiles_seen == 8
+    assert module.run_state.tiles_seen == 8
     provenance["sha256"] = "f00d"
-    with pytest.raises(UserError, match="of a run with another teacher: .* of sha256 f00d"):
+    with pytest.raises(UserError, match="belongs to a run with another teacher: .* sha256 f00d"):
         module.on_load_checkpoint(checkpoint)
 
 
@@ -152,16 +157,16 @@ def test_a_missing_student_is_told_before_the_teacher_is_read(make_module, tmp_p
     module = make_module(student=EncoderSource(f"local-dir:{tmp_path / 'none'}"))
     with pytest.raises(UserError, match="none"):
         module.configure_model()
-    assert module.teacher is None
+    assert not hasattr(module, "teachers")
 
 
 def test_encoders_that_cannot_be_distilled_are_told_before_training(make_module, tmp_path):
-    with pytest.raises(UserError, match="takes images of 32x32 px, and its views have 64x64 px"):
+    with pytest.raises(UserError, match="accepts images of 32x32 px, but its views have 64x64 px"):
         make_module(view=AugmentedView(64)).configure_model()
     folder = f"local-dir:{save_tiny_model(tmp_path / 'other')}"
-    with pytest.raises(UserError, match="is asked for patch tokens"):
+    with pytest.raises(UserError, match="`output` of local-dir.* is patch_tokens"):
         make_module(teacher=EncoderSource(folder, output="patch_tokens")).configure_model()
-    with pytest.raises(UserError, match="student's output is 'class_and_mean_patch'"):
+    with pytest.raises(UserError, match="student's `output` is 'class_and_mean_patch'"):
         make_module(student=EncoderSource(folder, output="class_and_mean_patch")).configure_model()
 
 
@@ -172,7 +177,7 @@ def test_a_start_that_a_published_model_cannot_hold_is_told_before_training(make
             ViTModel(ViTConfig(**config, image_size=32, patch_size=8)),
             "layer norm's epsilon is 1e-12",
         ),
-        (Dinov2Model(Dinov2Config(**config, qkv_bias=False)), "TransformersNetwork is none of"),
+        (Dinov2Model(Dinov2Config(**config, qkv_bias=False)), "TransformersNetwork is not a timm"),
     ):
         folder = tmp_path / type(model).__name__
         model.save_pretrained(folder)

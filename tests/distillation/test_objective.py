@@ -75,13 +75,13 @@ def test_queues_of_teachers_are_not_shared():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"teacher_weights": [1.0]}, "`teacher_weights` is .*there are 2 teachers"),
-        ({"teacher_weights": [1.0, 0.0]}, "one weight above 0 for each"),
-        ({"widths": [6]}, "`widths` is .*below the width of the student's embedding, 6"),
-        ({"widths": [2, 2]}, "different numbers"),
-        ({"widths": [0]}, "different numbers"),
+        ({"teacher_weights": [1.0]}, "`teacher_weights` is .*for 2 teachers"),
+        ({"teacher_weights": [1.0, 0.0]}, "one weight above 0 per teacher"),
+        ({"widths": [6]}, "`widths` is .*to below 6, the width of the student's"),
+        ({"widths": [2, 2]}, "distinct numbers"),
+        ({"widths": [0]}, "distinct numbers"),
     ],
 )
-def test_weights_and_widths_that_make_no_sense_are_told(options, message):
+def test_weights_and_widths_out_of_range_are_an_error(options, message):
     with pytest.raises(UserError, match=message):
         CombinedObjective(6, [10, 7], LogSumLoss(), **options)

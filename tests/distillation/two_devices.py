@@ -6,8 +6,8 @@ Run: python two_devices.py DEVICES TEACHER OUT
 import sys
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
-from eva.core.models.modules.typings import INPUT_BATCH
 from helpers import TINY
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, Dataset
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.schedule import CosineSchedule, LossEarlyStopping
 from g2l_plugin.encoders.load import EncoderSource
+from g2l_plugin.slides.batch import TileBatch
 from g2l_plugin.slides.views import AugmentedView
 
 _TILES_IN_STEP = 12
@@ -29,9 +30,9 @@ class Batches(Dataset):
         rows = _TILES_IN_STEP // devices
         first = rank * rows
         self.batches = [
-            INPUT_BATCH(
+            TileBatch(
                 tiles[start + first : start + first + rows],
-                metadata={"tile": torch.arange(start + first, start + first + rows), "epoch": 0},
+                np.arange(start + first, start + first + rows),
             )
             for start in range(0, len(tiles), _TILES_IN_STEP)
         ]
@@ -83,7 +84,7 @@ def main(devices, teacher, out):
     trainer.fit(module, datamodule=Data())
     state = {f"weights/{k}": v for k, v in module.state_dict().items() if torch.is_tensor(v)}
     state["losses"] = torch.stack(losses.values)
-    state["tiles_seen"] = torch.tensor(module.tiles_seen)
+    state["tiles_seen"] = torch.tensor(module.run_state.tiles_seen)
     save_file(state, f"{out}_{devices}_{trainer.global_rank}.safetensors")
 
 

@@ -27,7 +27,7 @@ def test_out_indices_give_patch_maps(source, out_indices, n_maps):
     assert [tuple(m.shape) for m in maps] == [(2, 32, 8, 8)] * n_maps
 
 
-def test_patch_maps_are_never_of_random_weights(source):
+def test_patch_maps_never_come_from_random_weights(source):
     folder = Path(source.removeprefix("local-dir:"))
     weights = load_file(folder / "model.safetensors")
     weights.pop("blocks.0.norm1.weight")
@@ -44,25 +44,25 @@ def test_the_variable_names_the_student(source, monkeypatch):
     assert backbones.student()(torch.zeros(1, 3, 32, 32)).shape == (1, 32)
 
 
-def test_without_a_source_both_ways_to_give_it_are_named(monkeypatch):
+def test_the_error_for_no_source_names_both_ways_to_give_one(monkeypatch):
     monkeypatch.delenv("G2L_STUDENT", raising=False)
     with pytest.raises(UserError, match=r"G2L_STUDENT=.*MODEL_EXTRA_KWARGS="):
         backbones.student()
 
 
 @pytest.mark.parametrize("name", ["breast_vitl14", "prostate_vitl14"])
-def test_named_students_are_of_the_namespace(name, monkeypatch):
+def test_named_students_come_from_the_hub_namespace(name, monkeypatch):
     monkeypatch.delenv("G2L_HUB_NAMESPACE", raising=False)
     with pytest.raises(UserError, match="G2L_HUB_NAMESPACE"):
         getattr(backbones, name)()
-    asked = []
+    calls = []
     monkeypatch.setenv("G2L_HUB_NAMESPACE", "us")
-    monkeypatch.setattr(backbones, "student", lambda *args: asked.append(args))
+    monkeypatch.setattr(backbones, "student", lambda *args: calls.append(args))
     getattr(backbones, name)("v1", 2)
-    assert asked == [(f"hf-hub:us/{name}", "v1", 2, True)]
+    assert calls == [(f"hf-hub:us/{name}", "v1", 2, True)]
 
 
-def test_other_networks_than_transformers_are_students_too(tmp_path):
+def test_a_student_need_not_be_a_transformer(tmp_path):
     import timm
     from timm.models import save_for_hf
 

@@ -13,7 +13,7 @@ from hub_server import COMMIT, serve_hub
 from huggingface_hub import errors
 from safetensors.torch import save_file
 
-from g2l_plugin.encoders.hub import explained
+from g2l_plugin.encoders.hub_errors import explain_hub_errors
 from g2l_plugin.errors import UserError
 
 TOKEN = "hf_that_nobody_may_read"
@@ -23,7 +23,7 @@ import json, resource, sys
 from g2l_plugin import UserError, load_encoder
 for line in sys.stdin:
     source, revision, file_limit, options = json.loads(line)
-    if file_limit:  # what a full disk does to a write, to this process only
+    if file_limit:  # imitates a full disk, for this process only
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
     try:
         answer = vars(load_encoder(source, revision, **options).provenance)
@@ -35,7 +35,7 @@ for line in sys.stdin:
 
 @pytest.fixture
 def connect(tmp_path):
-    """Starts a process that loads encoders with the real clients; returns its function."""
+    """Starts a process that loads encoders with the real client; yields a function to use it."""
 
     @contextlib.contextmanager
     def start(**environment):
@@ -130,7 +130,7 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path, connect):
         assert load(own, trust_remote_code="org/own", **options)["revision"] == COMMIT
 
         hub.expired = {TOKEN}
-        assert "does not take your token" in load("hf-hub:org/nothing")
+        assert "rejects your token" in load("hf-hub:org/nothing")
 
         url = hub.url
         hub.expired = set()
@@ -143,7 +143,7 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path, connect):
         assert load("hf-hub:org/tiny") == main
         assert "not in the local cache, and HF_HUB_OFFLINE is set" in load("hf-hub:org/other")
 
-    # The server is gone: the cache still serves, and what it lacks is told at once.
+    # Without the server, the cache is used, and a model it lacks is reported immediately.
     with connect(HF_ENDPOINT=url) as load:
         assert load("hf-hub:org/tiny") == main
         gone = load("hf-hub:bioptimus/H-optimus-0")
@@ -157,11 +157,11 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path, connect):
 
 
 def ranges_of(hub):
-    """Where the client asked a file to be sent from, other than its beginning."""
+    """Offsets from which the client requested part of a file."""
     return [int(part.removeprefix("bytes=").rstrip("-")) for *_, part in hub.served if part]
 
 
-def test_a_download_survives_what_networks_and_disks_do(tmp_path, connect):
+def test_downloads_survive_faults_of_networks_and_disks(tmp_path, connect):
     repo = save_tiny_model(tmp_path / "repo", embed_dim=384, depth=16)
     size = (repo / "model.safetensors").stat().st_size
     names = ["org/busy", "org/down", "org/cut", "org/broken", "org/full"]
@@ -175,10 +175,10 @@ def test_a_download_survives_what_networks_and_disks_do(tmp_path, connect):
 
         hub.cut = 1
         assert load("hf-hub:org/cut")["sha256"] == expected
-        assert len(ranges_of(hub)) == 1  # it went on where it was
+        assert len(ranges_of(hub)) == 1  # resumed, not restarted
 
         hub.cut = 1000
-        assert "org/broken was cut off" in load("hf-hub:org/broken")
+        assert "org/broken was interrupted" in load("hf-hub:org/broken")
         hub.cut = 0
         assert load("hf-hub:org/broken")["sha256"] == expected
 
@@ -189,20 +189,26 @@ def test_a_download_survives_what_networks_and_disks_do(tmp_path, connect):
         assert not partial, "half a file was left"
 
 
-def test_a_full_disk_is_told_by_whatever_name_it_comes():
+def test_faults_of_disk_and_connection_are_explained():
     for error in (
         OSError(errno.ENOSPC, "No space left on device"),
         OSError(errno.EDQUOT, "Disk quota exceeded"),
         errors.XetDownloadError("IO Error: No space left on device (os error 28)"),
     ):
-        with pytest.raises(UserError, match="disk is full: org/name"), explained("hf-hub:org/name"):
+        with (
+            pytest.raises(UserError, match="disk is full: org/name"),
+            explain_hub_errors("hf-hub:org/name"),
+        ):
             raise error
-    with pytest.raises(UserError, match="cut off.*are kept"), explained("hf-hub:org/name"):
+    with (
+        pytest.raises(UserError, match="interrupted.*are kept"),
+        explain_hub_errors("hf-hub:org/name"),
+    ):
         raise errors.XetDownloadError("stream ended")
     for number in (errno.EACCES, errno.EROFS, errno.ESTALE):
-        with pytest.raises(UserError, match="HF_HOME"), explained("hf-hub:org/name"):
+        with pytest.raises(UserError, match="HF_HOME"), explain_hub_errors("hf-hub:org/name"):
             raise OSError(number, "denied")
-    with pytest.raises(UserError, match="the Hub cannot be reached"), explained("eva:x"):
-        raise OSError("as transformers tells it") from ConnectionError("nothing there")
-    with pytest.raises(FileNotFoundError), explained("hf-hub:org/name"):
-        raise FileNotFoundError(errno.ENOENT, "a bug of ours")
+    with pytest.raises(UserError, match="the Hub cannot be reached"), explain_hub_errors("eva:x"):
+        raise OSError("as transformers wraps it") from ConnectionError("nothing there")
+    with pytest.raises(FileNotFoundError), explain_hub_errors("hf-hub:org/name"):
+        raise FileNotFoundError(errno.ENOENT, "a bug in this package")

@@ -10,7 +10,7 @@ from g2l_plugin.encoders.load import load_encoder
 
 
 @pytest.mark.parametrize("known", KNOWN_ENCODERS.values(), ids=lambda known: known.source)
-def test_a_known_encoder_has_the_size_that_the_table_says(known):
+def test_a_known_encoder_has_the_size_in_the_table(known):
     kwargs = dict(known.model_kwargs)
     if "mlp_layer" in kwargs:
         kwargs["mlp_layer"] = getattr(timm.layers, kwargs["mlp_layer"])
@@ -21,7 +21,7 @@ def test_a_known_encoder_has_the_size_that_the_table_says(known):
     assert model.patch_embed.img_size == (known.input_size, known.input_size)
 
 
-def test_an_alternative_is_known_itself_and_not_gated():
+def test_an_alternative_is_in_the_table_and_not_gated():
     for known in KNOWN_ENCODERS.values():
         if known.alternative:
             alternative = KNOWN_ENCODERS[known.alternative]
@@ -30,7 +30,7 @@ def test_an_alternative_is_known_itself_and_not_gated():
             assert all(getattr(alternative, name) == getattr(known, name) for name in same)
 
 
-def test_names_of_evas_registry_are_evas():
+def test_eva_names_are_in_evas_registry():
     names = {known.eva for known in KNOWN_ENCODERS.values() if known.eva}
     assert names <= set(backbone_registry.entries())
     virchow2 = KNOWN_ENCODERS["hf-hub:paige-ai/Virchow2"]
@@ -39,7 +39,7 @@ def test_names_of_evas_registry_are_evas():
     assert find_known("hf-hub:org/other") is None
 
 
-def test_a_known_network_is_built_from_scratch_without_network():
+def test_a_known_network_is_built_offline_with_random_weights():
     small = load_encoder("scratch:vits14")
     assert small.provenance == dataclasses.replace(small.provenance, pretrained=False, sha256=None)
     assert (small.embedding_dim, small.input_size, small.patch_size) == (384, (224, 224), (14, 14))

@@ -1,3 +1,4 @@
+import doctest
 import hashlib
 import json
 
@@ -9,6 +10,7 @@ from helpers import TINY, WIDER, save_tiny_model
 from safetensors.torch import load_file, save_file
 from timm.models import save_for_hf
 
+from g2l_plugin.encoders import folder, load
 from g2l_plugin.encoders.encoder import Encoder, Provenance
 from g2l_plugin.encoders.load import EncoderSource, load_encoder
 from g2l_plugin.errors import UserError
@@ -32,12 +34,12 @@ def test_a_local_folder_is_loaded_with_its_normalisation_and_provenance(tmp_path
     assert encoder(images).shape == (2, 32)
 
 
-def test_normalisation_is_no_part_of_the_weights(tmp_path):
+def test_the_state_dict_does_not_hold_the_normalisation(tmp_path):
     encoder = load_encoder(f"local-dir:{save_tiny_model(tmp_path / 'model')}")
     assert all(key.startswith("model.") for key in encoder.state_dict())
 
 
-def test_random_weights_are_asked_for_and_said(tmp_path):
+def test_random_weights_are_loaded_on_request_and_reported(tmp_path):
     source = EncoderSource("timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=WIDER)
     encoder = source.load()
     assert encoder.embedding_dim == 48
@@ -51,7 +53,7 @@ def test_random_weights_are_asked_for_and_said(tmp_path):
     )
 
 
-def test_a_given_normalisation_wins(tmp_path):
+def test_a_given_normalisation_overrides_the_encoders_own(tmp_path):
     folder = save_tiny_model(tmp_path / "model")
     encoder = load_encoder(f"local-dir:{folder}", mean=[0.1, 0.2, 0.3], std=[0.4, 0.5, 0.6])
     assert encoder.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
@@ -65,8 +67,8 @@ def test_evas_registry_is_a_source():
     assert encoder(torch.rand(1, 3, 224, 224)).shape == (1, 192)
 
 
-def test_the_width_of_a_wrapped_network_is_that_of_what_the_wrapper_gives():
-    class Doubled(torch.nn.Module):  # as eva joins class token and mean of the patch tokens
+def test_the_embedding_width_of_a_wrapped_network_is_the_wrappers():
+    class Doubled(torch.nn.Module):  # as eva joins class token and mean patch token
         def __init__(self):
             super().__init__()
             self.model = timm.create_model("vit_tiny_patch16_224", num_classes=0, **TINY)
@@ -90,7 +92,7 @@ def test_a_model_published_to_give_all_tokens_gives_its_class_token(tmp_path):
         assert torch.equal(encoder(images), tokens[:, 0])
 
 
-def test_layers_are_named_as_a_config_can():
+def test_layers_can_be_given_by_name():
     kwargs = TINY | {"mlp_layer": "SwiGLUPacked", "act_layer": "silu"}
     encoder = load_encoder("timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=kwargs)
     assert isinstance(encoder.model.blocks[0].mlp, timm.layers.GluMlp)
@@ -115,11 +117,11 @@ def test_the_output_is_class_token_mean_patch_or_patches(tmp_path):
         assert torch.equal(joined(images), expected)
     assert (joined.embedding_dim, patches.embedding_dim) == (64, 32)
     assert (plain.input_size, plain.patch_size) == ((32, 32), (8, 8))
-    with pytest.raises(UserError, match="timm:resnet10t gives no patch tokens"):
+    with pytest.raises(UserError, match="timm:resnet10t does not return patch tokens"):
         load_encoder("timm:resnet10t", pretrained=False, output="patch_tokens")
 
 
-def test_weights_are_held_in_the_precision_that_was_asked_for(tmp_path):
+def test_weights_have_the_requested_precision(tmp_path):
     source = f"local-dir:{save_tiny_model(tmp_path / 'model')}"
     full, half = (load_encoder(source, dtype=d).eval() for d in ("float32", "bfloat16"))
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
@@ -134,11 +136,11 @@ def test_weights_are_held_in_the_precision_that_was_asked_for(tmp_path):
         load_encoder(source, output="mean")
 
 
-def test_weights_that_are_missing_are_never_left_random(tmp_path):
+def test_missing_weights_are_never_left_random(tmp_path):
     folder = save_tiny_model(tmp_path / "model")
     weights = load_file(folder / "model.safetensors")
     config = json.loads((folder / "config.json").read_text())
-    # timm then takes the network for one whose classifier is replaced, and is not strict.
+    # timm then assumes a replaced classifier, and is not strict.
     config["pretrained_cfg"]["num_classes"] = 1000
     (folder / "config.json").write_text(json.dumps(config | {"num_classes": 1000}))
     head = {"head.weight": torch.zeros(1000, 32), "head.bias": torch.zeros(1000)}
@@ -146,12 +148,12 @@ def test_weights_that_are_missing_are_never_left_random(tmp_path):
     assert load_encoder(f"local-dir:{folder}").embedding_dim == 32
     weights.pop("norm.weight")
     save_file(weights | head, folder / "model.safetensors")
-    timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)  # timm says nothing
+    timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)  # no error in timm
     with pytest.raises(UserError, match="1 weights missing .norm.weight."):
         load_encoder(f"local-dir:{folder}")
 
 
-def test_a_config_that_does_not_say_its_normalisation_gets_none_from_timm(tmp_path):
+def test_timms_default_normalisation_is_not_used(tmp_path):
     folder = save_tiny_model(tmp_path / "model")
     config = json.loads((folder / "config.json").read_text())
     del config["pretrained_cfg"]["mean"]
@@ -173,7 +175,7 @@ def test_a_safetensors_file_may_begin_like_a_pickle(tmp_path):
     assert load_encoder(f"local-dir:{folder}").embedding_dim == 32
 
 
-def test_tables_that_are_computed_and_not_saved_are_right(tmp_path):
+def test_computed_tables_that_are_not_saved_are_right(tmp_path):
     args = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 1, "num_heads": 2}
     model = timm.create_model("eva02_tiny_patch14_224", num_classes=0, **args).eval()
     assert {name for name, _ in model.named_buffers()} - model.state_dict().keys()
@@ -184,7 +186,7 @@ def test_tables_that_are_computed_and_not_saved_are_right(tmp_path):
         assert torch.equal(encoder(images), model((images - encoder.mean) / encoder.std))
 
 
-def test_evas_own_weights_are_told_by_a_hash_of_their_tensors(monkeypatch):
+def test_evas_own_weights_are_identified_by_a_hash_of_their_tensors(monkeypatch):
     entries = backbone_registry._registry
     network = timm.create_model("vit_tiny_patch16_224", num_classes=0, **TINY)
     monkeypatch.setitem(entries, "pathology/ours", lambda: network)
@@ -198,7 +200,7 @@ def test_evas_own_weights_are_told_by_a_hash_of_their_tensors(monkeypatch):
         network.norm.bias[0] += 1
     third = load_encoder("eva:pathology/ours", mean=(0.5,) * 3, std=(0.5,) * 3)
     assert third.provenance.sha256 != first.provenance.sha256
-    # The normalisation that timm has for an architecture is not that of weights from elsewhere.
+    # timm's normalisation for an architecture does not apply to weights from another source.
     with pytest.raises(UserError, match="normalisation of eva:pathology/ours is not known"):
         load_encoder("eva:pathology/ours")
 
@@ -208,7 +210,7 @@ def test_pickled_weights_are_never_read(tmp_path):
     for zipped in (True, False):
         torch.save({}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
         (folder / "model.safetensors").write_bytes((folder / "pytorch_model.bin").read_bytes())
-        with pytest.raises(UserError, match="is a pickle under another name"):
+        with pytest.raises(UserError, match="is a pickle despite its name"):
             load_encoder(f"local-dir:{folder}")
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"there is no .*model\.safetensors"):
@@ -216,7 +218,7 @@ def test_pickled_weights_are_never_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("source", "said"),
+    ("source", "message"),
     [
         ("resnet50", "Unknown encoder source 'resnet50'. Expected hf-hub:"),
         ("timm:vit_tiny_patch16_224.typo", "timm cannot build timm:vit_tiny_patch16_224.typo"),
@@ -224,11 +226,11 @@ def test_pickled_weights_are_never_read(tmp_path):
         ("eva:pathology/none", "eva has no backbone 'pathology/none'.*bioptimus_h_optimus_0"),
         ("local-dir:/no/such/folder", "there is no /no/such/folder/config.json"),
         ("scratch:vitx", "Unknown network scratch:vitx. Expected one that `g2l models` lists"),
-        ("hf-hub:org/name@a", "asked for at two revisions, a and b"),
+        ("hf-hub:org/name@a", "requested at two revisions, a and b"),
     ],
 )
-def test_a_wrong_source_is_told_in_one_line(source, said):
-    with pytest.raises(UserError, match=said) as caught:
+def test_a_wrong_source_is_an_error_in_one_line(source, message):
+    with pytest.raises(UserError, match=message) as caught:
         load_encoder(source, "b" if "@" in source else None)
     assert "\n" not in str(caught.value)
 
@@ -239,14 +241,14 @@ def test_only_the_hub_has_revisions(tmp_path):
         load_encoder(f"local-dir:{folder}", "v1")
 
 
-def test_wrong_arguments_are_told(tmp_path):
+def test_wrong_arguments_are_errors(tmp_path):
     with pytest.raises(UserError, match="timm cannot build timm:vit_tiny_patch16_224"):
         load_encoder(
             "timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY | {"no_such": 1}
         )
     folder = save_tiny_model(tmp_path / "model")
     with pytest.raises(
-        UserError, match="another shape .cls_token is .1, 1, 32. and not .1, 1, 64."
+        UserError, match="another shape .cls_token is .1, 1, 32., expected .1, 1, 64."
     ) as caught:
         load_encoder(f"local-dir:{folder}", model_kwargs={"embed_dim": 64})
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 700
@@ -256,14 +258,16 @@ def test_wrong_arguments_are_told(tmp_path):
     with pytest.raises(UserError, match="neither timm's .* nor transformers'"):
         load_encoder(f"local-dir:{folder}")
     (folder / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json is no JSON"):
+    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
         load_encoder(f"local-dir:{folder}")
 
 
-def test_arguments_that_would_be_left_out_are_told():
-    with pytest.raises(UserError, match="takes no img_size. Expected `model_kwargs` among dynamic"):
+def test_arguments_that_eva_would_ignore_are_errors():
+    with pytest.raises(
+        UserError, match="does not accept img_size. Expected `model_kwargs` among dynamic"
+    ):
         load_encoder("eva:pathology/lunit_vits16", model_kwargs={"img_size": 448})
-    with pytest.raises(UserError, match="has only its own weights; leave `pretrained` true"):
+    with pytest.raises(UserError, match="cannot have random weights; leave `pretrained` true"):
         load_encoder("eva:pathology/mahmood_uni2_h", pretrained=False)
     with pytest.raises(UserError, match="timm cannot build .*AssertionError"):
         load_encoder(
@@ -271,15 +275,22 @@ def test_arguments_that_would_be_left_out_are_told():
         )
 
 
-def test_a_file_that_was_cut_off_is_told(tmp_path):
+def test_a_truncated_file_is_an_error(tmp_path):
     weights = save_tiny_model(tmp_path / "model") / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(UserError, match="no whole safetensors file") as caught:
+    with pytest.raises(UserError, match="not a complete safetensors file") as caught:
         load_encoder(f"local-dir:{weights.parent}")
     assert "\n" not in str(caught.value)
 
 
-def test_what_eva_cannot_load_is_told(monkeypatch):
+def test_what_eva_cannot_load_is_an_error(monkeypatch):
     monkeypatch.delenv("HF_TOKEN", raising=False)
     with pytest.raises(UserError, match=r"eva cannot build eva:pathology/mahmood_uni.*HF_TOKEN"):
         load_encoder("eva:pathology/mahmood_uni")
+
+
+@pytest.mark.parametrize("module", [load, folder])
+def test_the_examples_run_in_an_empty_folder(module, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    failed, attempted = doctest.testmod(module)
+    assert attempted and not failed

@@ -53,14 +53,14 @@ TINY = {"hidden_size": 48, "num_attention_heads": 3, "num_hidden_layers": 3, "pa
 
 @pytest.fixture
 def save_reference(tmp_path):
-    """Saves a random model as transformers does; returns it and our source of it."""
+    """Saves a random model with transformers; returns the model and its source."""
 
     def save(family=REGISTERS, **config):
         torch.manual_seed(0)
         config_class, model_class = family
         config = config or TINY | {"use_swiglu_ffn": True}
         reference = model_class(config_class(**config)).eval()
-        with torch.no_grad():  # zeros and ones would hide a weight that is not carried over
+        with torch.no_grad():  # zeros and ones would hide a weight that is not copied
             for parameter in reference.parameters():
                 parameter.add_(torch.randn_like(parameter) * 0.05)
         reference.save_pretrained(tmp_path)
@@ -71,7 +71,7 @@ def save_reference(tmp_path):
 
 @torch.no_grad()
 def tokens_of_both(reference, source, size=224):
-    """All tokens that transformers gives and ours, of the same images, in float32."""
+    """All tokens from transformers and from our encoder, for the same images, in float32."""
     encoder = load_encoder(source, mean=MEAN, std=STD).eval()
     images = torch.rand(2, 3, size, size)
     normalized = (images - encoder.mean) / encoder.std
@@ -82,7 +82,7 @@ def tokens_of_both(reference, source, size=224):
 
 
 @pytest.mark.parametrize("source", PUBLISHED)
-def test_every_token_equals_that_of_transformers_at_full_width(save_reference, source):
+def test_tokens_equal_those_of_transformers_at_full_width(save_reference, source):
     family, config, _ = PUBLISHED[source]
     expected, given = tokens_of_both(*save_reference(family, num_hidden_layers=2, **config))
     torch.testing.assert_close(given, expected, atol=2e-5, rtol=1e-4)
@@ -90,13 +90,13 @@ def test_every_token_equals_that_of_transformers_at_full_width(save_reference, s
 
 @pytest.mark.parametrize("family", [REGISTERS, DINOV2])
 @pytest.mark.parametrize("swiglu", [False, True])
-def test_position_embeddings_are_resampled_as_transformers_does(save_reference, family, swiglu):
+def test_position_embeddings_are_resampled_as_in_transformers(save_reference, family, swiglu):
     config = TINY | {"use_swiglu_ffn": swiglu, "image_size": 518}
     expected, given = tokens_of_both(*save_reference(family, **config))
     torch.testing.assert_close(given, expected, atol=1e-4, rtol=1e-4)
 
 
-def test_a_published_model_is_the_network_that_the_table_says():
+def test_a_published_model_has_the_network_in_the_table():
     for source, (family, config, depth) in PUBLISHED.items():
         parsed = family[0](num_hidden_layers=depth, **config).to_dict()
         assert transformers_layout.is_translatable(parsed)
@@ -111,9 +111,9 @@ def test_a_published_model_is_the_network_that_the_table_says():
         assert model.num_features == known.embedding_dim
 
 
-def test_what_timm_does_not_have_is_left_to_transformers():
+def test_networks_that_timm_lacks_are_not_translated():
     swiglu = Dinov2WithRegistersConfig(**TINY, use_swiglu_ffn=True).to_dict()
-    renamed = swiglu | {"model_type": "someone's own"}  # as Hibou names itself
+    renamed = swiglu | {"model_type": "someone's own"}  # as in Hibou's config
     assert transformers_layout.is_translatable(renamed)
     assert transformers_layout.complete({"model_type": "vit"})["hidden_size"] == 768
     for other in (
@@ -124,14 +124,14 @@ def test_what_timm_does_not_have_is_left_to_transformers():
         assert not transformers_layout.is_translatable(other)
 
 
-def test_another_image_size_than_the_papers_can_be_asked_for(save_reference):
+def test_another_image_size_can_be_requested(save_reference):
     _, source = save_reference()
     encoder = load_encoder(source, mean=MEAN, std=STD, model_kwargs={"img_size": 448})
     assert encoder.model.patch_embed.grid_size == (32, 32)
     assert encoder(torch.rand(1, 3, 448, 448)).shape == (1, 48)
 
 
-def test_normalisation_is_never_that_of_timms_architecture(save_reference, tmp_path):
+def test_timms_normalisation_for_the_architecture_is_not_used(save_reference, tmp_path):
     _, source = save_reference()
     with pytest.raises(UserError, match=r"normalisation of local-dir.* is not known"):
         load_encoder(source)
@@ -143,7 +143,7 @@ def test_normalisation_is_never_that_of_timms_architecture(save_reference, tmp_p
     assert encoder.provenance.license is None
 
 
-def test_eva_gets_patch_maps_of_it_with_these_weights(save_reference):
+def test_eva_gets_patch_maps_from_these_weights(save_reference):
     _, source = save_reference()
     images = torch.rand(1, 3, 224, 224)
     with torch.no_grad():
@@ -156,7 +156,7 @@ def test_eva_gets_patch_maps_of_it_with_these_weights(save_reference):
         torch.testing.assert_close(maps, reference)
 
 
-def test_weights_that_belong_to_no_part_of_the_network_are_told(save_reference, tmp_path):
+def test_missing_and_unknown_weights_are_errors(save_reference, tmp_path):
     from safetensors.torch import load_file, save_file
 
     _, source = save_reference()

@@ -32,7 +32,7 @@ def reference(tmp_path):
     return reference
 
 
-def test_what_timm_lacks_is_of_transformers_own_class(tmp_path, reference):
+def test_networks_that_timm_lacks_are_built_by_transformers(tmp_path, reference):
     source = f"local-dir:{tmp_path}"
     encoder = load_encoder(source, **NORMALIZATION).eval()
     patches = load_encoder(source, output="patch_tokens", **NORMALIZATION).eval()
@@ -51,7 +51,7 @@ def test_what_timm_lacks_is_of_transformers_own_class(tmp_path, reference):
 
 
 @pytest.mark.parametrize(
-    ("model", "said"),
+    ("model", "message"),
     [
         (
             SwinModel(SwinConfig(image_size=32, embed_dim=8, depths=[1], num_heads=[1])),
@@ -60,40 +60,40 @@ def test_what_timm_lacks_is_of_transformers_own_class(tmp_path, reference):
         (ResNetModel(ResNetConfig(embedding_size=8, hidden_sizes=[8], depths=[1])), "cannot build"),
     ],
 )
-def test_a_network_without_a_class_token_is_told(tmp_path, model, said):
+def test_a_network_without_a_class_token_is_an_error(tmp_path, model, message):
     model.save_pretrained(tmp_path)
-    with pytest.raises(UserError, match=said):
+    with pytest.raises(UserError, match=message):
         load_encoder(f"local-dir:{tmp_path}", **NORMALIZATION)
 
 
-def test_the_normalisation_is_that_of_the_repository(tmp_path, reference):
+def test_the_normalisation_is_read_from_the_repository(tmp_path, reference):
     file = tmp_path / "preprocessor_config.json"
     file.write_text(json.dumps({"image_mean": [0.1, 0.2, 0.3], "image_std": [0.4, 0.5, 0.6]}))
     encoder = load_encoder(f"local-dir:{tmp_path}")
     assert encoder.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
-    for settings, said in (
+    for settings, message in (
         ({"do_normalize": False}, "images that are not normalised"),
         ({"rescale_factor": 1 / 127.5}, "scaled by 0.00784314"),
     ):
         file.write_text(json.dumps(settings))
-        with pytest.raises(UserError, match=said):
+        with pytest.raises(UserError, match=message):
             load_encoder(f"local-dir:{tmp_path}", **NORMALIZATION)
     file.unlink()
-    with pytest.raises(UserError, match="takes no `model_kwargs`; given nonsense"):
+    with pytest.raises(UserError, match="accepts no `model_kwargs`; given nonsense"):
         load_encoder(f"local-dir:{tmp_path}", model_kwargs={"nonsense": 1}, **NORMALIZATION)
 
 
-def test_weights_that_transformers_would_leave_random_are_told(tmp_path, reference):
+def test_weights_that_transformers_would_leave_random_are_an_error(tmp_path, reference):
     weights = load_file(tmp_path / "model.safetensors")
     weights.pop("layernorm.weight")
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(
-        UserError, match="1 weights are in its config.json and not in model.safetensors"
+        UserError, match="1 weights in model.safetensors do not match its config.json: missing"
     ):
         load_encoder(f"local-dir:{tmp_path}", **NORMALIZATION)
 
 
-def test_code_of_a_repository_runs_only_where_it_is_named(tmp_path, monkeypatch):
+def test_a_repositorys_code_runs_only_if_it_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "m"))
     folder = save_own_code(tmp_path / "own")
     source = f"local-dir:{folder}"

@@ -44,7 +44,7 @@ def test_tiles_of_a_manifest_in_two_classes(tmp_path):
     assert len(metrics["test/BinaryBalancedAccuracy"]["values"]) == 2
     assert metrics["test/KNNAccuracy"]["values"] == [1, 1]
     assert metrics["test/LogisticAUROC"]["mean"] == 1
-    (found,) = tmp_path.glob("logs/**/run_0/measures/test.json")
+    (found,) = tmp_path.glob("logs/**/run_0/metrics/test.json")
     assert json.loads(found.read_text())["n_units"] == 2
 
     (root / "0" / "3.png").unlink()
@@ -80,7 +80,7 @@ def test_slides_of_a_manifest(tmp_path, write_slide):
     metrics = metrics_of(tmp_path, "test")
     assert len(metrics["test/BinaryBalancedAccuracy"]["values"]) == 1
     assert 0 <= metrics["test/KNNAccuracy"]["mean"] <= 1
-    (table,) = tmp_path.glob("logs/**/run_0/measures/test.parquet")
+    (table,) = tmp_path.glob("logs/**/run_0/metrics/test.parquet")
     table = pd.read_parquet(table)
     assert len(table) == 4 and table["patient"].iloc[0].startswith("TCGA-A")
     assert set(table["centre"]) == {"A0", "A1", "A2"}

@@ -12,7 +12,7 @@ import torch
 from helpers import ROOT, printed_command, run_eva, run_g2l, save_tiny_model
 from hub_server import serve_hub
 
-from g2l_plugin.demo.cohort import CENTRES, make_cohort
+from g2l_plugin.demo.generate import CENTRES, make_cohort
 
 SMALL = {"img_size": 224, "patch_size": 32}
 

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from helpers import ROOT, damage, run_eva, run_g2l, save_tiny_model
 
-from g2l_plugin.demo.cohort import make_cohort
+from g2l_plugin.demo.generate import make_cohort
 
 GRID = ["--width", "64", "--height", "64"]
 
@@ -89,7 +89,7 @@ def test_the_options_for_scale_are_taken_from_the_environment(folder, run):
     (card,) = (folder / "scale_logs").rglob("student/README.md")
     text = " ".join(card.read_text().split())
     assert "512 augmented tiles in 16 steps" in text
-    assert "The first 16 features were distilled by themselves too" in text
+    assert "The first 16 features were also distilled separately" in text
     for setting in ("model.micro_batch_size | 8", "accumulate_grad_batches | 2", "n_views | 1"):
         assert setting in text
     assert "teacher_cache" not in text  # a place of this machine
@@ -114,13 +114,13 @@ def test_two_devices_that_are_asked_to_end_go_on_by_the_same_command(folder, run
     result = run("ended_logs", lambda: list(logs.rglob("step=*.ckpt")), **options)
     assert result.returncode == 143, result.stderr
     assert "SIGTERM: the run ends after a checkpoint of this step" in result.stderr
-    step = int(re.search(r"Ended at step (\d+) as asked", result.stderr)[1])
+    step = int(re.search(r"Stopped at step (\d+) as requested", result.stderr)[1])
     assert 0 < step < 120
     newest = max(logs.rglob("step=*.ckpt"))
     assert newest.name == f"step={step:08d}.ckpt"
     result = run("ended_logs", **options)
     assert result.returncode == 0, result.stderr
-    assert f"Goes on from {newest}" in result.stderr
+    assert f"Resuming from {newest}" in result.stderr
     (session,) = logs.iterdir()
     assert (session / "results.json").is_file()
     assert (session / "run_0" / "config.yaml").is_file()
@@ -136,7 +136,7 @@ def test_damage_after_indexing_is_reported_and_too_much_of_it_ends_the_run(folde
     assert result.returncode == 0, result.stderr
     assert "Indexing slides" not in result.stderr  # what `g2l index` made is used
     assert re.search(r"train: [\d,]+ tiles of 4 slides", result.stderr)
-    assert "Other tiles stand in" in result.stderr
+    assert "Substitute tiles are read in place" in result.stderr
     (report,) = (folder / "logs").rglob("lost_tiles.csv")
     assert {row["slide"] for row in csv.DictReader(report.open())} == {str(slide)}
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from g2l_plugin.encoders.weights import hash_tensors
 from g2l_plugin.errors import UserError
-from g2l_plugin.evaluation.embeddings import read_embeddings
+from g2l_plugin.evaluation.embedding_files import read_embeddings
 from g2l_plugin.evaluation.writer import EmbeddingsWriter, read_model
 
 
@@ -46,7 +46,7 @@ class Backbone(nn.Module):
 
 
 def run(root, backbone, tiles=None, function="predict", **options):
-    """Runs eva's predict, or its fit, with our writer."""
+    """Run eva's predict, or its fit, with our writer."""
     tiles = tiles or [Tiles(6), Tiles(4)]
     writer = EmbeddingsWriter(
         str(root / "embeddings"), backbone, {0: "train", 1: "val"}, ["centre"], **options
@@ -80,7 +80,7 @@ def run(root, backbone, tiles=None, function="predict", **options):
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """Folder of embeddings that `Backbone()` has written: once, for eva starts a process for it."""
+    """Folder of embeddings by `Backbone()`, written once because eva starts a process for it."""
     root = tmp_path_factory.mktemp("written")
     run(root, Backbone())
     return root / "embeddings"
@@ -88,12 +88,12 @@ def written(tmp_path_factory):
 
 @pytest.fixture
 def predict(written, tmp_path):
-    """Runs eva over a copy of that folder; returns the backbone."""
+    """Run eva on a copy of that folder; return the backbone."""
     shutil.copytree(written, tmp_path / "embeddings")
     return functools.partial(run, tmp_path)
 
 
-def test_embeddings_are_evas_and_say_whose_they_are(written):
+def test_embeddings_equal_evas_and_identify_their_model(written):
     backbone = Backbone()
     read = read_embeddings(written, "val")
     images = torch.stack([Tiles(4)[index][0] for index in range(4)])
@@ -106,7 +106,7 @@ def test_embeddings_are_evas_and_say_whose_they_are(written):
     assert model["input_size"] == 8 and model["tiles_per_second"] > 0
 
 
-def test_embeddings_that_are_there_are_not_computed_again(predict):
+def test_existing_embeddings_are_not_computed_again(predict):
     assert predict(Backbone()).calls == 0
     predict(Backbone(), function="fit")
 
@@ -114,11 +114,11 @@ def test_embeddings_that_are_there_are_not_computed_again(predict):
 @pytest.mark.parametrize("function", ["predict", "fit"])
 def test_embeddings_of_another_model_are_refused(predict, function):
     mine = hash_tensors(Backbone())
-    with pytest.raises(UserError, match=f"embeddings of Backbone .sha256 {mine[:12]}., and not of"):
+    with pytest.raises(UserError, match=f"embeddings of Backbone .sha256 {mine[:12]}., not of"):
         predict(Backbone(seed=1), function=function)
 
 
-def test_they_are_written_over_where_that_is_asked_for(predict, tmp_path):
+def test_embeddings_are_overwritten_on_request(predict, tmp_path):
     backbone = predict(Backbone(seed=1), overwrite=True)
     assert read_model(tmp_path / "embeddings")["sha256"] == hash_tensors(backbone)
 
@@ -127,7 +127,7 @@ def test_they_are_written_over_where_that_is_asked_for(predict, tmp_path):
     ("tiles", "message"),
     [
         ([Tiles(6), Tiles(5)], "of other tiles"),
-        ([Tiles(6, mean=(0.7, 0.6, 0.7)), Tiles(4)], "under other transforms"),
+        ([Tiles(6, mean=(0.7, 0.6, 0.7)), Tiles(4)], "with other transforms"),
     ],
 )
 def test_embeddings_of_other_tiles_or_transforms_are_refused(predict, tiles, message):
@@ -135,10 +135,10 @@ def test_embeddings_of_other_tiles_or_transforms_are_refused(predict, tiles, mes
         predict(Backbone(), tiles)
 
 
-def test_what_an_interrupted_run_left_is_computed_anew(predict, tmp_path):
+def test_embeddings_of_an_interrupted_run_are_computed_again(predict, tmp_path):
     path = tmp_path / "embeddings" / "model.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | {"complete": False}))
-    with pytest.raises(UserError, match="or not all of them"):
+    with pytest.raises(UserError, match="that are incomplete"):
         predict(Backbone(), function="fit")
     assert predict(Backbone()).calls and read_model(path.parent)["complete"]
 
@@ -149,7 +149,7 @@ def test_embeddings_of_unknown_origin_are_refused(predict, tmp_path):
         predict(Backbone())
 
 
-def test_a_normalisation_that_is_not_the_models_is_warned_of(predict):
+def test_a_normalisation_other_than_the_models_is_warned_about(predict):
     backbone = Backbone()
     backbone.source = "local-dir:student"
     backbone.pretrained_cfg = {"mean": (0.7, 0.6, 0.65), "std": (0.5, 0.5, 0.5)}

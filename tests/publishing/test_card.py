@@ -3,10 +3,10 @@ import dataclasses
 import pytest
 from huggingface_hub import ModelCard
 
-from g2l_plugin.distillation.record import EncoderRecord, RunRecord
 from g2l_plugin.encoders.encoder import Provenance
 from g2l_plugin.publishing.card import CardFacts, render_card
 from g2l_plugin.publishing.licenses import StudentLicense
+from g2l_plugin.runs.record import EncoderRecord, RunRecord
 
 TEACHER = Provenance("hf-hub:org/teacher", "abc123", "model.safetensors", "f00d", "apache-2.0")
 START = Provenance("hf-hub:org/start", "def456", "model.safetensors", "beef", "mit")
@@ -137,7 +137,7 @@ def test_paths_of_the_machine_are_no_hyperparameters():
 def test_restrictions_stand_at_the_top():
     license = StudentLicense("other", ("The teacher allows no derivatives.",))
     text = render_card(dataclasses.replace(FACTS, license=license))
-    top = text.partition("## How to load it")[0]
+    top = text.partition("## Use")[0]
     assert "> **Before you use or share it:** The teacher allows no derivatives." in top
     assert "Before you use" not in render_card(FACTS)
 
@@ -156,7 +156,7 @@ def test_nothing_is_claimed_that_was_not_measured():
     assert "Robustness across hospitals and scanners was not measured." in text
     assert "was not measured" not in render_card(FACTS)
     assert "Nothing yet." in text and "random weights" in text and "Not yet trained." in text
-    assert "hours on" not in text and "Published figures" not in text
+    assert "hours on" not in text and "Published values" not in text
     assert data.base_model is None and data.eval_results is None
 
 
@@ -174,6 +174,6 @@ def test_every_teacher_and_every_width_is_named():
     text = " ".join(card.split())
     assert ModelCard(card).data.to_dict()["teacher"] == ["hf-hub:org/teacher", "hf-hub:org/other"]
     assert "| teacher 2 | hf-hub:org/other" in text and "| its licence | cc-by-4.0 |" in text
-    assert "Each of 2 teachers has a projector" in text
-    assert "The first 256, 512 features were distilled by themselves too" in text
+    assert "Each of 2 teachers has its own projector" in text
+    assert "The first 256, 512 features were also distilled separately" in text
     assert "0.8765. Teacher 2: 0.7100 and 0.6200." in text

@@ -5,7 +5,7 @@ from g2l_plugin.publishing.licenses import license_of
 
 
 def derive(teacher, start):
-    """Licence of a student whose teacher and start have these; None is random weights."""
+    """Derives a student's licence from those of its teacher and start; None is random weights."""
     return license_of(
         (role, Provenance(role, license=license, pretrained=license is not None))
         for role, license in (("teacher", teacher), ("start", start))
@@ -23,7 +23,7 @@ def derive(teacher, start):
         (None, None, "apache-2.0"),
     ],
 )
-def test_permissive_licences_give_the_one_that_asks_for_the_most(teacher, start, expected):
+def test_of_permissive_licences_the_one_with_most_conditions_applies(teacher, start, expected):
     assert derive(teacher, start).identifier == expected
     assert derive(teacher, start).restrictions == ()
 
@@ -35,20 +35,20 @@ def test_permissive_licences_give_the_one_that_asks_for_the_most(teacher, start,
             "cc-by-nc-4.0",
             "apache-2.0",
             "cc-by-nc-4.0",
-            "The teacher, teacher, allows no commercial",
+            "The teacher, teacher, does not allow commercial",
         ),
         (
             "apache-2.0",
             "cc-by-nc-sa-4.0",
             "cc-by-nc-sa-4.0",
-            "The start, start, allows no commercial",
+            "The start, start, does not allow commercial",
         ),
-        ("cc-by-nc-nd-4.0", "mit", "other", "allows no derivatives"),
+        ("cc-by-nc-nd-4.0", "mit", "other", "does not allow sharing derivatives"),
         ("other", "mit", "other", "has the licence 'other': read its card"),
         ("", "mit", "other", "has no licence on record"),
     ],
 )
-def test_restrictions_are_passed_on_and_said(teacher, start, expected, said):
+def test_restrictions_are_kept_and_reported(teacher, start, expected, said):
     settled = derive(teacher, start)
     assert settled.identifier == expected
     assert said in " ".join(settled.restrictions)

@@ -20,7 +20,7 @@ def names(cohort):
     return [slide.slide for slide in cohort]
 
 
-def test_a_barcode_tells_patient_centre_and_section():
+def test_a_barcode_contains_patient_centre_and_section():
     slide = describe_slide("a folder/TCGA-CR-7395-01A-01-TS1.4a2f.svs")
     assert (slide.patient, slide.centre, slide.section) == ("TCGA-CR-7395", "CR", "TS1")
     slide = describe_slide("TCGA-BH-A0B1-01Z-00-DX1.svs")
@@ -28,7 +28,7 @@ def test_a_barcode_tells_patient_centre_and_section():
     assert describe_slide("slide 7.svs") == CohortSlide("slide 7.svs")
 
 
-def test_at_most_one_slide_of_a_patient_and_diagnostic_before_frozen():
+def test_one_slide_per_patient_and_diagnostic_before_frozen():
     slides = [name("0001", "TS1", "01A"), name("0001", "DX1"), name("0001", "BS1", "01A")]
     slides += [name("0002", "BS1", "01A"), name("0002", "TS1", "01A")]
     slides += [name("0003", "TS1", "11A"), name("0003", "BS1", "01A"), "unknown.svs", "other.svs"]
@@ -37,14 +37,14 @@ def test_at_most_one_slide_of_a_patient_and_diagnostic_before_frozen():
     assert len(choose_cohort(".", slides, one_per_patient=False)) == len(slides)
 
 
-def test_patients_with_a_diagnostic_slide_are_taken_first():
+def test_patients_with_a_diagnostic_slide_are_chosen_first():
     slides = [name(f"{n:04d}", "TS1", "01A") for n in range(5)]
     slides += [name(f"{n:04d}", "DX1") for n in range(5, 10)]
     for seed in range(5):
         assert names(choose_cohort(".", slides, n_slides=5, seed=seed)) == slides[5:]
 
 
-def test_a_choice_is_seeded_and_does_not_hang_on_order_or_on_slides_not_chosen():
+def test_a_choice_is_seeded_and_independent_of_order_and_of_slides_not_chosen():
     slides = [name(f"{n:04d}") for n in range(30)]
     chosen = {tuple(names(choose_cohort(".", slides, n_slides=10, seed=s))) for s in range(6)}
     assert len(chosen) == 6
@@ -55,7 +55,7 @@ def test_a_choice_is_seeded_and_does_not_hang_on_order_or_on_slides_not_chosen()
 
 
 @given(st.lists(st.integers(0, 40), min_size=1, max_size=60, unique=True), st.integers(1, 60))
-def test_a_larger_choice_holds_a_smaller_one(numbers, n_slides):
+def test_a_larger_choice_contains_a_smaller_one(numbers, n_slides):
     slides = [name(f"{n:04d}") for n in numbers]
     small = set(names(choose_cohort(".", slides, n_slides=n_slides)))
     assert len(small) == min(n_slides, len(slides))
@@ -69,7 +69,7 @@ def test_a_folder_is_searched_with_its_subfolders_and_odd_names(tmp_path):
     assert names(choose_cohort(tmp_path)) == ["a/ä slide.svs", "b.TIFF"]
 
 
-def test_a_written_cohort_is_chosen_again_exactly(tmp_path):
+def test_a_written_cohort_is_read_and_chosen_unchanged(tmp_path):
     slides = [name(f"{n:04d}") for n in range(9)] + ["with, comma and ü.svs"]
     cohort = choose_cohort(".", slides, n_slides=6, seed=3)
     write_cohort(tmp_path / "cohort.csv", cohort)
@@ -77,7 +77,7 @@ def test_a_written_cohort_is_chosen_again_exactly(tmp_path):
     assert choose_cohort(".", tmp_path / "cohort.csv", n_slides=1000, seed=8) == cohort
 
 
-def test_a_list_may_name_patients_and_centres(tmp_path):
+def test_a_list_can_give_patients_and_centres(tmp_path):
     (tmp_path / "list.csv").write_text(
         "slide,patient,centre\na.svs,P1,north\nb.svs,P1,north\nc.svs,P2,south\n"
     )
@@ -95,7 +95,7 @@ def test_a_gdc_manifest_gives_path_size_and_checksum(tmp_path):
         f"u2\t{name('0002')}\tdef\t18\treleased\n"
         "u3\tclinical.xml\tghi\t19\treleased\n"
     )
-    (tmp_path / name("0002")).write_bytes(b"")  # downloaded without a folder of its own
+    (tmp_path / name("0002")).write_bytes(b"")  # downloaded without its folder
     cohort = choose_cohort(tmp_path, tmp_path / "manifest.txt")
     assert names(cohort) == [name("0002"), f"u1/{name('0001')}"]
     assert [(slide.bytes, slide.md5) for slide in cohort] == [(18, "def"), (17, "abc")]

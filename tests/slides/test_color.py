@@ -1,4 +1,4 @@
-"""Each adjustment against torchvision's own, which takes one amount for all images."""
+"""Each adjustment is compared with torchvision's, which accepts one amount for all images."""
 
 import pytest
 import torch
@@ -22,7 +22,7 @@ def images():
 
 
 @pytest.mark.parametrize("name", ADJUSTMENTS)
-def test_an_image_comes_out_as_from_torchvision(images, name):
+def test_an_adjustment_agrees_with_torchvision(images, name):
     adjust, reference, amounts = ADJUSTMENTS[name]
     expected = torch.cat(
         [reference(image[None], amount) for image, amount in zip(images, amounts, strict=True)]
@@ -31,7 +31,7 @@ def test_an_image_comes_out_as_from_torchvision(images, name):
     torch.testing.assert_close(images, expected, atol=2e-6, rtol=0)
 
 
-def test_blur_is_torchvisions(images):
+def test_blur_agrees_with_torchvision(images):
     sigmas = torch.tensor([0.1, 0.5, 1.3, 2.0])
     weights = torch.exp(-0.5 * (torch.arange(5) / sigmas[:, None]) ** 2)
     weights /= weights[:, :1] + 2 * weights[:, 1:].sum(1, keepdim=True)
@@ -45,7 +45,7 @@ def test_blur_is_torchvisions(images):
 
 
 @pytest.mark.parametrize("name", ADJUSTMENTS)
-def test_an_image_comes_out_the_same_in_any_batch(images, name):
+def test_an_image_is_adjusted_equally_in_any_batch(images, name):
     adjust, _, amounts = ADJUSTMENTS[name]
     alone = [image[None].clone() for image in images]
     for image, amount in zip(alone, amounts, strict=True):

@@ -3,8 +3,8 @@ from eva.core import DataLoader, DataloadersSchema, DatasetsSchema
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides.data_module import TileDataModule
+from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.loader import TileLoader
-from g2l_plugin.slides.tiles import TileDataset
 
 
 def make_module(dataset, **options):
@@ -24,11 +24,11 @@ def test_training_tiles_come_from_a_tile_loader(tmp_path, write_slide):
     # eva's EVA_GLOBAL_SEED may be False
     loaders = [make_module(dataset, seed=seed).train_dataloader() for seed in (False, 0, 1)]
     assert all(isinstance(loader, TileLoader) for loader in loaders)
-    (off, zero, one) = (next(iter(loader)).data for loader in loaders)
+    (off, zero, one) = (next(iter(loader)).tiles for loader in loaders)
     assert off.shape == (7, 3, 64, 64)
     assert (off == zero).all() and not (off == one).all()
 
 
-def test_other_datasets_are_refused_by_name():
+def test_other_datasets_are_an_error_with_their_name():
     with pytest.raises(UserError, match=r"not on list.*eva\.DataModule"):
         make_module([]).train_dataloader()

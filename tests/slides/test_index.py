@@ -12,10 +12,11 @@ import pytest
 from PIL import Image
 
 from g2l_plugin.errors import UserError
-from g2l_plugin.slides import index as index_lib
+from g2l_plugin.slides import indexing
 from g2l_plugin.slides.cohort import read_cohort
-from g2l_plugin.slides.index import build_index, open_index, summarize_index
-from g2l_plugin.slides.tiling import TileGrid
+from g2l_plugin.slides.index import open_index, summarize_index
+from g2l_plugin.slides.indexing import build_index
+from g2l_plugin.slides.tile_grid import TileGrid
 
 GRID = TileGrid(64, 64, min_sharpness=0)
 
@@ -35,7 +36,7 @@ def stamps(folder):
     return {p.name: p.stat().st_mtime_ns for p in (folder / "slides").iterdir()}
 
 
-def test_an_index_holds_cohort_tables_pictures_summary_and_page(tmp_path, slides):
+def test_an_index_contains_cohort_tables_thumbnails_summary_and_page(tmp_path, slides):
     index = build_index(tmp_path / "index", GRID, slides)
     assert [slide.slide for slide in index.cohort] == [f"{n}.tiff" for n in range(4)]
     assert sorted(p.name for p in (tmp_path / "index").iterdir()) == [
@@ -58,7 +59,7 @@ def test_an_index_holds_cohort_tables_pictures_summary_and_page(tmp_path, slides
     assert all(f"thumbnails/{picture.name}" in page for picture in pictures)
 
 
-def test_what_is_done_is_not_done_again(tmp_path, slides):
+def test_indexed_slides_are_not_indexed_again(tmp_path, slides):
     first = build_index(tmp_path / "index", GRID, slides)
     before = stamps(tmp_path / "index")
     second = build_index(tmp_path / "index", GRID, slides)
@@ -68,20 +69,20 @@ def test_what_is_done_is_not_done_again(tmp_path, slides):
         np.testing.assert_array_equal(a.xy, b.xy)
 
 
-def test_the_cohort_stays_what_was_chosen_when_slides_are_added(tmp_path, slides, write_slide):
+def test_the_cohort_does_not_change_when_slides_are_added(tmp_path, slides, write_slide):
     first = build_index(tmp_path / "index", GRID, slides, n_slides=2)
     write_slide(slides / "9.tiff", 320)
     assert build_index(tmp_path / "index", GRID, slides, n_slides=2).cohort == first.cohort
     assert len(build_index(tmp_path / "index", GRID, slides, n_slides=5).cohort) == 5
 
 
-def test_a_changed_slide_or_another_grid_is_indexed_anew_and_a_moved_one_is_not(
+def test_a_changed_slide_or_grid_is_indexed_again_but_not_a_copied_slide(
     tmp_path, slides, write_slide
 ):
     build_index(tmp_path / "index", GRID, slides)
     before = stamps(tmp_path / "index")
     write_slide(slides / "1.tiff", 768)
-    os.utime(slides / "2.tiff")  # copied: another time, the same content
+    os.utime(slides / "2.tiff")  # a copy: another time, the same content
     index = build_index(tmp_path / "index", GRID, slides)
     assert index.records[1].width == 768
     assert index.records[2].modified == (slides / "2.tiff").stat().st_mtime_ns
@@ -91,17 +92,17 @@ def test_a_changed_slide_or_another_grid_is_indexed_anew_and_a_moved_one_is_not(
     assert open_index(tmp_path / "index", GRID, slides).records == index.records
     wider = build_index(tmp_path / "index", TileGrid(128, 128, min_sharpness=0), slides)
     assert wider.records[0].tiles < index.records[0].tiles / 2
-    with pytest.raises(UserError, match="4 of 4 slides are not indexed, or changed since"):
+    with pytest.raises(UserError, match="4 of 4 slides are not indexed, or have changed since"):
         open_index(tmp_path / "index", GRID, slides)
 
 
-def test_a_resolution_by_hand_touches_only_slides_that_have_none(tmp_path, slides, write_slide):
+def test_overwrite_mpp_reindexes_only_slides_without_mpp(tmp_path, slides, write_slide):
     write_slide(slides / "unknown.tiff", 320, mpp=None)
     index = build_index(tmp_path / "index", GRID, slides)
     assert outcomes(index)["unknown.tiff"] == "no resolution"
     before = stamps(tmp_path / "index")
-    by_hand = TileGrid(64, 64, overwrite_mpp=0.5, min_sharpness=0)
-    index = build_index(tmp_path / "index", by_hand, slides)
+    overwritten = TileGrid(64, 64, overwrite_mpp=0.5, min_sharpness=0)
+    index = build_index(tmp_path / "index", overwritten, slides)
     assert set(outcomes(index).values()) == {"used"}
     changed = [name for name, stamp in stamps(tmp_path / "index").items() if stamp != before[name]]
     assert [name[:7] for name in changed] == ["unknown"]
@@ -142,23 +143,23 @@ def test_bad_slides_are_left_out_and_counted(tmp_path, slides, write_slide):
 
 
 def test_a_slide_that_kills_its_process_is_left_out(tmp_path, slides, monkeypatch):
-    index_slide = index_lib.index_slide
+    index_slide = indexing.index_slide
 
     def index_or_die(path, grid):
         if path.name == "1.tiff":
             os.kill(os.getpid(), signal.SIGKILL)
         return index_slide(path, grid)
 
-    monkeypatch.setattr(index_lib, "index_slide", index_or_die)
+    monkeypatch.setattr(indexing, "index_slide", index_or_die)
     index = build_index(tmp_path / "index", GRID, slides, workers=2)
     assert outcomes(index)["1.tiff"] == "crashes the reader"
     assert index.counts()["used"] == 3
 
 
-def test_a_folder_that_goes_away_stops_the_index_and_it_goes_on_later(
+def test_a_folder_that_disappears_stops_indexing_which_continues_later(
     tmp_path, slides, monkeypatch
 ):
-    index_slide = index_lib.index_slide
+    index_slide = indexing.index_slide
 
     def index_and_vanish(path, grid):
         result = index_slide(path, grid)
@@ -166,19 +167,19 @@ def test_a_folder_that_goes_away_stops_the_index_and_it_goes_on_later(
             slides.rename(tmp_path / "unmounted")
         return result
 
-    monkeypatch.setattr(index_lib, "index_slide", index_and_vanish)
-    with pytest.raises(UserError, match=r"went away after \d of 4 slides.*goes on from there"):
+    monkeypatch.setattr(indexing, "index_slide", index_and_vanish)
+    with pytest.raises(UserError, match=r"disappeared after \d of 4 slides.*continues from there"):
         build_index(tmp_path / "index", GRID, slides, workers=1)
     (tmp_path / "unmounted").rename(slides)
-    monkeypatch.setattr(index_lib, "index_slide", index_slide)
+    monkeypatch.setattr(indexing, "index_slide", index_slide)
     assert build_index(tmp_path / "index", GRID, slides).counts() == {"used": 4}
 
 
-def test_shards_together_are_the_whole(tmp_path, slides):
+def test_shards_together_equal_the_whole_index(tmp_path, slides):
     whole = build_index(tmp_path / "whole", GRID, slides)
     assert build_index(tmp_path / "parts", GRID, slides, shard=(1, 3)) is None
     assert not (tmp_path / "parts" / "slides.csv").exists()
-    with pytest.raises(UserError, match=r"2 of 4 slides are not indexed.*numbers 2-3 of"):
+    with pytest.raises(UserError, match=r"2 of 4 slides are not indexed.*slides 2-3 of"):
         summarize_index(tmp_path / "parts", GRID, slides)
     for part in (2, 3):
         build_index(tmp_path / "parts", GRID, slides, shard=(part, 3))
@@ -188,18 +189,18 @@ def test_shards_together_are_the_whole(tmp_path, slides):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_killed_run_leaves_no_half_file_and_the_next_goes_on(tmp_path, slides):
+def test_a_killed_run_leaves_no_partial_file_and_the_next_continues(tmp_path, slides):
     program = (
         "import time\n"
-        "from g2l_plugin.slides import index, tile_table\n"
-        "write = tile_table.pq.write_table\n"
+        "from g2l_plugin.slides import index_files, indexing\n"
+        "write = index_files.pq.write_table\n"
         "def slow(table, path):\n"
         "    open(path, 'wb').write(b'half')\n"
         "    time.sleep(0.3)\n"
         "    write(table, path)\n"
-        "tile_table.pq.write_table = slow\n"
-        f"index.build_index({str(tmp_path / 'index')!r}, "
-        f"index.TileGrid(64, 64, min_sharpness=0), {str(slides)!r}, workers=1)\n"
+        "index_files.pq.write_table = slow\n"
+        f"indexing.build_index({str(tmp_path / 'index')!r}, "
+        f"indexing.TileGrid(64, 64, min_sharpness=0), {str(slides)!r}, workers=1)\n"
     )
     process = subprocess.Popen([sys.executable, "-c", program], start_new_session=True)
     tables = tmp_path / "index" / "slides"
@@ -218,14 +219,14 @@ def test_a_killed_run_leaves_no_half_file_and_the_next_goes_on(tmp_path, slides)
         assert name not in done or stamp == done[name]
 
 
-def test_a_damaged_table_is_made_anew(tmp_path, slides):
+def test_a_damaged_table_is_made_again(tmp_path, slides):
     index = build_index(tmp_path / "index", GRID, slides)
     table = next((tmp_path / "index" / "slides").iterdir())
     table.write_bytes(table.read_bytes()[:100])
     assert build_index(tmp_path / "index", GRID, slides).records == index.records
 
 
-def test_a_gdc_manifest_tells_what_to_download_and_what_is_cut_off(tmp_path, slides):
+def test_a_gdc_manifest_shows_what_to_download_and_what_is_incomplete(tmp_path, slides):
     lines = ["id\tfilename\tmd5\tsize\tstate"]
     for number in range(3):
         name = f"TCGA-A1-000{number}-01Z-00-DX1.tiff"
@@ -248,18 +249,18 @@ def test_a_gdc_manifest_tells_what_to_download_and_what_is_cut_off(tmp_path, sli
     assert {slide.centre for slide in read_cohort(tmp_path / "index" / "cohort.csv")} == {"A1"}
 
 
-def test_slides_that_a_list_names_must_be_there(tmp_path, slides):
+def test_slides_in_a_list_must_exist(tmp_path, slides):
     with pytest.raises(UserError, match=r"1 of the 2 slides chosen are not in .*gone\.tiff"):
         build_index(tmp_path / "index", GRID, slides, ["0.tiff", "gone.tiff"])
     assert not (tmp_path / "index" / "cohort.csv").exists()
 
 
-def test_no_index_says_how_to_make_one(tmp_path):
+def test_a_missing_index_is_an_error_that_says_how_to_make_one(tmp_path):
     with pytest.raises(UserError, match=r"no index in .*g2l index SLIDES"):
         open_index(tmp_path, GRID, tmp_path)
 
 
-def test_the_settings_are_written_down(tmp_path, slides):
+def test_the_settings_are_written(tmp_path, slides):
     build_index(tmp_path / "index", GRID, slides, n_slides=3, seed=5)
     settings = json.loads((tmp_path / "index" / "index.json").read_text())
     assert settings["cohort"]["seed"] == 5 and settings["cohort"]["n_slides"] == 3

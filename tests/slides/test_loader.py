@@ -7,30 +7,32 @@ import pytest
 import torch
 
 from g2l_plugin.errors import UserError
+from g2l_plugin.slides.batch import TileBatch
+from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.loader import TileLoader
-from g2l_plugin.slides.slide_tiles import SlideTiles
-from g2l_plugin.slides.tiles import TileDataset
+from g2l_plugin.slides.slide_source import SlideTiles
 
 
 class NumberedTiles(TileDataset):
-    """Tiles that say which they are: a tile's pixels hold its number."""
+    """Tiles whose pixels hold their number."""
 
     def __init__(self, group_sizes):
         super().__init__("")
-        self.tiles = SlideTiles([], (1, 1))
-        self.tiles.slide_of_tile = np.repeat(np.arange(len(group_sizes)), group_sizes)
-        self.tiles.paths = list(range(len(group_sizes)))
-        self.tiles.xy = np.zeros((sum(group_sizes), 2), np.int32)
-        self.tiles.keep(np.arange(sum(group_sizes)))
+        self._tiles = SlideTiles([], (1, 1))
+        self._tiles.slide_of_tile = np.repeat(np.arange(len(group_sizes)), group_sizes)
+        self._tiles.paths = list(range(len(group_sizes)))
+        self._tiles.xy = np.zeros((sum(group_sizes), 2), np.int32)
+        self._tiles.keep(np.arange(sum(group_sizes)))
 
     def __getitem__(self, index):
         return torch.tensor([[[index % 256]], [[index // 256]], [[0]]], dtype=torch.uint8)
 
 
 def numbers(batch):
-    tiles = batch.data
+    assert isinstance(batch, TileBatch)
+    tiles = batch.tiles
     shown = (tiles[:, 0, 0, 0].int() + 256 * tiles[:, 1, 0, 0].int()).tolist()
-    assert batch.metadata["tile"].tolist() == shown
+    assert batch.numbers.tolist() == shown and batch.numbers.dtype == np.int64
     return shown
 
 
@@ -72,13 +74,13 @@ def test_the_order_depends_on_seed_and_epoch():
     assert epoch(make_loader(seed=1), 2) == epoch(make_loader(seed=1), 2)
 
 
-def test_few_tiles_are_a_buffer_of_their_own():
+def test_few_tiles_fit_into_one_buffer():
     assert sorted(itertools.chain(*epoch(make_loader((7, 3), drop_last=False)))) == list(range(10))
     assert epoch(make_loader((7,))) == []
 
 
 @pytest.mark.parametrize("batches", [0, 1, 20, 42])
-def test_an_epoch_goes_on_where_it_was_left(batches):
+def test_a_resumed_epoch_continues_where_it_stopped(batches):
     loader = make_loader(num_workers=1, prefetch_factor=2)
     loader.set_epoch(3)
     iterator = iter(loader)
@@ -87,8 +89,8 @@ def test_an_epoch_goes_on_where_it_was_left(batches):
     assert state == {"epoch": 3, "batches": batches} | ({"devices": 1} if batches else {})
     resumed = make_loader()
     resumed.load_state_dict(state)
-    whole = epoch(make_loader(), 3)
-    assert seen + epoch(resumed, 3) == whole
+    expected = epoch(make_loader(), 3)
+    assert seen + epoch(resumed, 3) == expected
     assert epoch(resumed, 4) == epoch(make_loader(), 4)
 
 
@@ -97,12 +99,12 @@ def test_at_the_end_of_an_epoch_the_next_begins():
     epoch(loader, 3)
     resumed = make_loader()
     resumed.load_state_dict(loader.state_dict())
-    # Whatever Lightning counts: it takes an epoch that a run ended in for a whole one, or not.
+    # Whatever Lightning counts: it may or may not count the epoch in which a run ended.
     assert epoch(resumed, 3) == epoch(make_loader(), 4)
     assert epoch(resumed, 7) == epoch(make_loader(), 5)
 
 
-def test_epochs_follow_each_other_without_being_told():
+def test_epochs_advance_without_set_epoch():
     loader = make_loader()
     orders = [[numbers(batch) for batch in loader] for _ in range(3)]
     assert orders == [epoch(make_loader(), number) for number in range(3)]
@@ -112,7 +114,9 @@ def test_epochs_follow_each_other_without_being_told():
 def test_devices_share_an_epoch(monkeypatch, n_devices):
     seen = []
     for rank in range(n_devices):
-        monkeypatch.setattr("g2l_plugin.slides.loader._devices", lambda r=rank: (r, n_devices))
+        monkeypatch.setattr(
+            "g2l_plugin.slides.loader._rank_and_devices", lambda r=rank: (r, n_devices)
+        )
         loader = make_loader()
         batches = epoch(loader)
         assert len(batches) == len(loader) == 702 // n_devices // 16
@@ -120,42 +124,43 @@ def test_devices_share_an_epoch(monkeypatch, n_devices):
     assert len(set(seen)) == len(seen)
 
 
-def test_batches_are_copies_that_later_reads_leave_alone():
+def test_later_reads_do_not_change_a_batch():
     iterator = iter(make_loader())
     first = next(iterator)
-    before, tiles = first.data.clone(), first.metadata["tile"].copy()
+    before, tiles = first.tiles.clone(), first.numbers.copy()
     for _ in itertools.islice(iterator, 10):
         pass
-    assert torch.equal(first.data, before)
-    assert np.array_equal(first.metadata["tile"], tiles)
+    assert torch.equal(first.tiles, before)
+    assert np.array_equal(first.numbers, tiles)
 
 
-def test_a_batch_says_its_epoch():
+def test_a_batch_has_its_epoch():
     loader = make_loader()
     loader.set_epoch(3)
-    assert next(iter(loader)).metadata["epoch"] == 3
+    assert next(iter(loader)).epoch == 3
 
 
-def test_a_batch_says_for_which_tiles_others_stand_in():
+def test_a_batch_flags_its_substitute_tiles():
     loader = make_loader()
     loader.dataset.tiles._max_lost = 1
     loader.dataset.tiles.keep(np.arange(702))
     loader.dataset.tiles._lost.add(300, 305, "gone")
-    told = {}
+    flags = {}
     for batch in loader:
-        told |= dict(zip(batch.metadata["tile"], batch.metadata["stands_in"], strict=True))
-    assert {tile for tile, stands_in in told.items() if stands_in} == {*range(300, 305)} & {*told}
-    assert any(told.values())
+        assert batch.substitutes.dtype == bool
+        flags |= dict(zip(batch.numbers, batch.substitutes, strict=True))
+    assert {tile for tile, flag in flags.items() if flag} == {*range(300, 305)} & {*flags}
+    assert any(flags.values())
 
 
 class DyingTiles(NumberedTiles):
-    """Tiles whose reading kills the process, as a machine without memory does."""
+    """Tiles whose reading kills the process, as happens when memory runs out."""
 
     def __getitem__(self, index):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_a_worker_that_dies_is_told_in_a_line():
+def test_a_dead_worker_is_a_user_error():
     loader = TileLoader(DyingTiles([100]), batch_size=4, num_workers=1)
     with pytest.raises(UserError, match="A process that reads tiles died: .*N_DATA_WORKERS"):
         next(iter(loader))

@@ -9,7 +9,7 @@ SIZES = st.lists(st.integers(0, 50), min_size=0, max_size=12)
 
 
 @given(SIZES, st.integers(1, 20), st.integers(1, 5), st.integers(0, 3))
-def test_devices_share_all_tiles_but_a_remainder(sizes, block_tiles, n_devices, seed):
+def test_devices_share_all_tiles_except_a_remainder(sizes, block_tiles, n_devices, seed):
     parts = [
         shuffled_blocks(np.array(sizes), block_tiles, np.random.default_rng(seed), rank, n_devices)
         for rank in range(n_devices)
@@ -22,7 +22,7 @@ def test_devices_share_all_tiles_but_a_remainder(sizes, block_tiles, n_devices, 
 
 
 @given(SIZES, st.integers(1, 20))
-def test_a_block_is_of_neighbours_in_one_slide(sizes, block_tiles):
+def test_a_block_has_neighbours_of_one_slide(sizes, block_tiles):
     slide = np.repeat(np.arange(len(sizes)), sizes)
     for block in shuffled_blocks(np.array(sizes), block_tiles, np.random.default_rng(0)):
         assert 0 < len(block) <= block_tiles
@@ -32,7 +32,7 @@ def test_a_block_is_of_neighbours_in_one_slide(sizes, block_tiles):
 
 @settings(deadline=None)
 @given(SIZES, st.integers(1, 9), st.integers(1, 9), st.integers(0, 60), st.integers(0, 3))
-def test_a_buffer_gives_every_tile_once_in_full_batches(sizes, block, batch_size, capacity, seed):
+def test_a_buffer_yields_every_tile_once_in_full_batches(sizes, block, batch_size, capacity, seed):
     rng = np.random.default_rng(seed)
     blocks = shuffled_blocks(np.array(sizes), block, rng)
     buffer = MixingBuffer(blocks, batch_size, capacity, rng)
@@ -51,7 +51,7 @@ def test_a_buffer_gives_every_tile_once_in_full_batches(sizes, block, batch_size
     assert sorted(np.concatenate([*drawn, []]).tolist()) == list(range(sum(sizes)))
 
 
-def test_every_tile_of_a_full_buffer_is_as_likely():
+def test_every_tile_of_a_full_buffer_is_equally_likely():
     counts = np.zeros(40)
     for seed in range(2000):
         buffer = MixingBuffer([np.arange(40)], 10, 40, np.random.default_rng(seed))

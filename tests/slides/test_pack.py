@@ -8,12 +8,12 @@ from helpers import damage
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides import pack
-from g2l_plugin.slides.index import build_index
+from g2l_plugin.slides.dataset import TileDataset
+from g2l_plugin.slides.indexing import build_index
 from g2l_plugin.slides.loader import TileLoader
 from g2l_plugin.slides.pack import pack_tiles
-from g2l_plugin.slides.packed import PackedTiles
-from g2l_plugin.slides.tiles import TileDataset
-from g2l_plugin.slides.tiling import TileGrid
+from g2l_plugin.slides.packed_source import PackedTiles
+from g2l_plugin.slides.tile_grid import TileGrid
 
 GRID = TileGrid(64, 64, min_sharpness=0)
 
@@ -52,7 +52,7 @@ def packed(root, split):
     return dataset
 
 
-def test_packed_tiles_are_the_tiles_of_the_slides(index, tmp_path, monkeypatch):
+def test_packed_tiles_equal_the_tiles_of_the_slides(index, tmp_path, monkeypatch):
     monkeypatch.setattr(pack, "SHARD_TILES", 32)
     pack_tiles(index, tmp_path / "packed", n_val_tiles=9, workers=2)
     settings = json.loads((tmp_path / "packed" / "pack.json").read_text())
@@ -69,7 +69,7 @@ def test_packed_tiles_are_the_tiles_of_the_slides(index, tmp_path, monkeypatch):
         assert distances.min(1).values.max() < 5  # JPEG at quality 95 against noise of 20
 
 
-def test_a_loader_reads_every_packed_tile_once_with_workers_as_without(
+def test_a_loader_reads_every_packed_tile_once_with_and_without_workers(
     index, tmp_path, monkeypatch
 ):
     monkeypatch.setattr(pack, "SHARD_TILES", 32)
@@ -78,8 +78,8 @@ def test_a_loader_reads_every_packed_tile_once_with_workers_as_without(
     assert dataset.tiles.group_sizes.sum() == len(dataset)
     assert len(dataset.tiles.group_sizes) == -(-len(dataset) // 32)
     options = {"batch_size": 8, "block_tiles": 8, "drop_last": False}
-    alone = [batch.data for batch in TileLoader(dataset, **options)]
-    workers = [batch.data for batch in TileLoader(dataset, num_workers=2, **options)]
+    alone = [batch.tiles for batch in TileLoader(dataset, **options)]
+    workers = [batch.tiles for batch in TileLoader(dataset, num_workers=2, **options)]
     assert sum(map(len, alone)) == len(dataset)
     assert all(torch.equal(a, b) for a, b in itertools.zip_longest(alone, workers))
 
@@ -91,7 +91,7 @@ def test_a_shard_mixes_slides():
     assert np.mean([len(np.unique(shard // 100)) for shard in shards[:-1]]) > 100
 
 
-def test_a_folder_that_exists_is_not_touched(index, tmp_path):
+def test_an_existing_folder_is_not_overwritten(index, tmp_path):
     (tmp_path / "packed").mkdir()
     with pytest.raises(UserError, match="exists"):
         pack_tiles(index, tmp_path / "packed")
@@ -99,7 +99,7 @@ def test_a_folder_that_exists_is_not_touched(index, tmp_path):
         pack_tiles(tmp_path / "none", tmp_path / "other")
 
 
-def test_damage_is_replaced_up_to_a_limit_and_beyond_it_nothing_is_written(index, tmp_path):
+def test_lost_tiles_are_replaced_up_to_a_limit_beyond_which_nothing_is_written(index, tmp_path):
     damage(tmp_path / "slides" / "1.tiff", 0, [6])
     with pytest.raises(UserError, match=r"tiles cannot be read, more than the 0\.1%"):
         pack_tiles(index, tmp_path / "packed", max_lost=0.001, workers=1)
@@ -108,14 +108,14 @@ def test_damage_is_replaced_up_to_a_limit_and_beyond_it_nothing_is_written(index
     assert len(packed(tmp_path / "packed", "train")) == len(from_slides(index, "train"))
 
 
-def test_what_is_no_pack_is_refused(tmp_path):
+def test_a_folder_without_packed_tiles_is_refused(tmp_path):
     with pytest.raises(UserError, match=r"no packed tiles in .*g2l pack INDEX"):
         PackedTiles(str(tmp_path), "train")
     with pytest.raises(UserError, match="set `split`"):
         TileDataset("", packed_root=str(tmp_path)).configure()
 
 
-def test_a_pack_that_would_be_unpickled_is_refused(index, tmp_path):
+def test_pickled_shards_are_refused(index, tmp_path):
     pack_tiles(index, tmp_path / "packed", workers=1)
     description = tmp_path / "packed" / "train" / "index.json"
     description.write_text(description.read_text().replace('"bytes"', '"pickle"', 1))

@@ -9,7 +9,7 @@ GLASS, PINK, PURPLE = (243, 242, 244), (214, 120, 170), (110, 60, 140)
 
 
 def picture(*squares):
-    """Glass with squares of a colour, 40 pixels wide, side by side."""
+    """Glass with one square per colour, 40 pixels wide, side by side."""
     image = np.full((60, 60 * max(len(squares), 1), 3), GLASS, np.uint8)
     for number, colour in enumerate(squares):
         image[10:50, 60 * number + 10 : 60 * number + 50] = colour
@@ -30,7 +30,7 @@ def test_a_slide_full_of_tissue_is_all_tissue():
 @pytest.mark.parametrize(
     "ink", [(20, 120, 60), (30, 60, 190), (25, 25, 28), (215, 25, 35), (10, 150, 160)]
 )
-def test_ink_is_told_from_stain(ink):
+def test_ink_is_distinguished_from_stain(ink):
     mask = tissue.ink_mask(picture(PINK, ink, PURPLE))
     assert mask[15:45, 75:105].all()
     assert not mask[:, :55].any() and not mask[:, 125:].any()
@@ -46,7 +46,7 @@ def textured(sigma, contrast=60.0):
     return np.clip(150 + contrast * grey / 3, 0, 255).astype(np.uint8)[None].repeat(3, 0)
 
 
-def test_sharpness_falls_with_blur_whatever_the_contrast():
+def test_sharpness_falls_with_blur_at_any_contrast():
     values = [tissue.sharpness(textured(sigma), 0.5) for sigma in (0, 1, 2, 4)]
     assert values == sorted(values, reverse=True)
     assert values[-1] < 0.1 < values[0]

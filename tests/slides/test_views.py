@@ -5,6 +5,7 @@ from scipy import stats
 from torchvision.transforms import v2
 
 from g2l_plugin.errors import UserError
+from g2l_plugin.slides.view_draws import ViewSettings, draw
 from g2l_plugin.slides.views import AugmentedView, center_view
 
 
@@ -30,7 +31,7 @@ def test_every_tile_draws_its_own_augmentation():
     assert len(distinct) > 12
 
 
-def test_each_part_happens_as_often_as_the_recipe_says():
+def test_each_part_occurs_with_its_probability():
     torch.manual_seed(0)
     n = 2000
     ramp = torch.linspace(0, 1, 16).expand(3, 16, 16)
@@ -46,14 +47,14 @@ def test_each_part_happens_as_often_as_the_recipe_says():
     assert changed.float().mean() == pytest.approx(0.1, abs=0.025)
 
 
-def test_the_centre_is_taken_for_validation():
+def test_the_validation_view_is_the_centre():
     tiles = torch.arange(36, dtype=torch.uint8).reshape(1, 1, 6, 6).expand(1, 3, 6, 6)
     expected = tiles[..., 1:5, 1:5] / 255
     torch.testing.assert_close(center_view(tiles, 4), expected)
 
 
 @pytest.mark.parametrize("make", [AugmentedView(224), lambda tiles: center_view(tiles, 224)])
-def test_tiles_smaller_than_the_view_are_refused(make):
+def test_tiles_smaller_than_the_view_are_an_error(make):
     with pytest.raises(UserError, match="64x64 px are smaller than the view of 224"):
         make(torch.zeros(1, 3, 64, 64, dtype=torch.uint8))
 
@@ -63,7 +64,7 @@ def random_tiles(n, size=40):
     return torch.randint(0, 256, shape, generator=torch.Generator().manual_seed(1)).byte()
 
 
-def test_a_view_is_decided_by_seed_view_and_tile_alone():
+def test_a_view_depends_only_on_seed_view_and_tile():
     tiles, numbers = random_tiles(8), list(range(100, 108))
     make = AugmentedView(32, blur_prob=0.5, seed=3)
     views = make(tiles, numbers, view=2)
@@ -76,18 +77,19 @@ def test_a_view_is_decided_by_seed_view_and_tile_alone():
         assert not torch.equal(other, views)
 
 
-def test_many_views_made_together_are_those_made_one_by_one(monkeypatch):
+def test_views_made_together_equal_views_made_one_by_one(monkeypatch):
     tiles = random_tiles(20)
     make = AugmentedView(32, blur_prob=0.5)
     one_by_one = make(tiles, range(20))
-    monkeypatch.setattr("g2l_plugin.slides.views._AT_ONCE", {"cpu": 7})
+    monkeypatch.setattr("g2l_plugin.slides.views._CHUNK_TILES", {"cpu": 7})
     assert torch.equal(make(tiles, range(20)), one_by_one)
 
 
-def test_views_are_drawn_as_torchvision_draws_them():
-    """Kolmogorov-Smirnov on what each transform leaves of an image, against 2,000 of its own."""
+def test_draws_have_the_distributions_of_torchvision():
+    """Kolmogorov-Smirnov (for the order chi-squared) tests against 2,000 draws of torchvision."""
     n = 2000
-    draws = AugmentedView(224, color_jitter_prob=1, blur_prob=1).draw(range(n), 0, 256, 256)
+    settings = ViewSettings(**AugmentedView(224, color_jitter_prob=1, blur_prob=1).settings())
+    draws = draw(settings, range(n), 0, 256, 256)
     torch.manual_seed(0)
     jitter = v2.ColorJitter(0.15, 0.15, 0.1, 0.05)
     theirs = [jitter.make_params([]) for _ in range(n)]
@@ -110,7 +112,7 @@ def test_views_are_drawn_as_torchvision_draws_them():
     assert stats.ks_2samp(draws.sigma, sigmas).pvalue > 1e-3
 
 
-def test_a_number_of_views_comes_round():
+def test_epochs_reuse_a_limited_number_of_views():
     view = AugmentedView(n_views=3)
     assert [view.number(epoch) for epoch in range(5)] == [0, 1, 2, 0, 1]
     assert AugmentedView().number(7) == 7
@@ -120,6 +122,6 @@ def test_a_number_of_views_comes_round():
     ("setting", "value"),
     [("hue", 0.6), ("flip_prob", 1.5), ("n_views", 0), ("blur_kernel_size", 8), ("seed", -1)],
 )
-def test_a_setting_outside_its_range_is_told(setting, value):
+def test_a_setting_outside_its_range_is_an_error(setting, value):
     with pytest.raises(UserError, match=f"`{setting}` is {value}"):
         AugmentedView(**{setting: value})

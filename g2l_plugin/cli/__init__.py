@@ -1,0 +1,32 @@
+"""`g2l`: the commands that have no place in eva's command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+
+from g2l_plugin.cli import config, index, models, pack, prepare, publish, report
+from g2l_plugin.errors import UserError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command of `g2l`; returns its exit status."""
+    parser = argparse.ArgumentParser("g2l", description=__doc__)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for command in (config, models, index, pack, publish, prepare, report):
+        command.add_parser(commands)
+    options = parser.parse_args(arguments)
+    try:
+        options.command(options)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("Stopped. The same command continues from here.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # of `g2l ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0

@@ -1,0 +1,25 @@
+"""What the commands of `g2l` share. They import heavy libraries only when they run."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+Commands = Any
+"""The subparsers of argparse, which has no public name for their type."""
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows defaults that are set, and prints the examples unchanged."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        return action.help if not action.default else super()._get_help_string(action)
+
+
+def add_command(
+    commands: Commands, name: str, summary: str, epilog: str | None = None
+) -> argparse.ArgumentParser:
+    """Adds the parser of a command, with examples below its options."""
+    return commands.add_parser(
+        name, help=summary, description=summary, epilog=epilog, formatter_class=HelpFormatter
+    )

@@ -1,0 +1,1 @@
+"""Benchmark tasks: from an official download to a manifest, and from a manifest to a dataset."""

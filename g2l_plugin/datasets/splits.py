@@ -1,0 +1,99 @@
+"""Train, val and test splits by patient, for tasks without official ones."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from loguru import logger
+from sklearn.model_selection import StratifiedGroupKFold
+
+from g2l_plugin.datasets.manifest_table import SPLITS, sort_labels
+from g2l_plugin.errors import UserError
+
+_N_FOLDS = 5
+_MAX_DRAWS = 50
+"""Number of seeds to try until every split has every label."""
+
+
+def split_patients(
+    labels: Sequence[str] | np.ndarray | pd.Series,
+    patients: Sequence[str] | np.ndarray | pd.Series,
+    seed: int = 0,
+    splits: Sequence[str] = SPLITS,
+) -> np.ndarray:
+    """Draws splits by patient, stratified by label.
+
+    scikit-learn's StratifiedGroupKFold makes five folds. Each split after the first gets one fold
+    and the first split gets the rest: 60 % train, 20 % val and 20 % test. The result does not
+    depend on the order of the rows.
+
+    Args:
+        labels: Label of each tile or slide, (N,).
+        patients: Patient of each, (N,).
+        seed: Seed of the draw.
+        splits: Names of the splits.
+
+    Returns:
+        Split of each row, str (N,).
+
+    Raises:
+        UserError: A patient is unknown, or a label has too few patients to be in every split.
+    """
+    labels, patients = np.asarray(labels, str), np.asarray(patients, str)
+    if (patients == "").any():
+        raise UserError(
+            f"{(patients == '').sum():,} of {len(patients):,} rows have no patient. Give every row "
+            "its patient, so that no patient is in two splits."
+        )
+    # Sorted, so that the order of the rows does not change the draw.
+    order = np.lexsort([labels, patients])
+    labels, patients = labels[order], patients[order]
+    per_label = pd.Series(patients).groupby(labels).nunique()
+    for draw in range(_MAX_DRAWS if per_label.min() >= len(splits) else 0):
+        folds = _draw_folds(labels, patients, seed + draw * 100_003)
+        drawn = np.asarray(splits)[np.where(folds < len(splits) - 1, folds + 1, 0)]
+        counts = pd.crosstab(labels, drawn).reindex(columns=list(splits), fill_value=0)
+        if (counts > 0).all(axis=None):
+            result = np.empty_like(drawn)
+            result[order] = drawn
+            return result
+    raise UserError(
+        f"Only {per_label.min()} of {len(np.unique(patients))} patients have the label "
+        f"{per_label.idxmin()!r}, too few for the splits {', '.join(splits)}. Check that the "
+        "download is complete, or leave the label out."
+    )
+
+
+def leave_out_rare(table: pd.DataFrame, n_splits: int = len(SPLITS)) -> pd.DataFrame:
+    """Removes the tiles of labels with fewer patients than splits, and logs a warning.
+
+    Args:
+        table: A table with the columns `label` and `patient`.
+        n_splits: Number of splits to draw later.
+
+    Returns:
+        The remaining rows.
+    """
+    per_label = table.groupby("label")["patient"].nunique()
+    for label in sort_labels(per_label.index[per_label < n_splits]):
+        logger.warning(
+            f"Only {per_label[label]} patients have tiles of {label!r}, too few for {n_splits} "
+            f"splits: its {(table['label'] == label).sum():,} tiles are left out."
+        )
+    return table[table["label"].map(per_label) >= n_splits].reset_index(drop=True)
+
+
+def _draw_folds(labels: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarray:
+    """Fold of each row, int (N,)."""
+    folds = np.empty(len(labels), int)
+    n_folds = min(_N_FOLDS, int(pd.Series(labels).value_counts().max()))
+    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed % 2**32)
+    with warnings.catch_warnings():
+        # scikit-learn warns of labels with fewer rows than folds; the caller checks the splits.
+        warnings.simplefilter("ignore", UserWarning)
+        for number, (_, held_out) in enumerate(splitter.split(labels, labels, patients)):
+            folds[held_out] = number
+    return folds

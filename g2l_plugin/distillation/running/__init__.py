@@ -1,0 +1,1 @@
+"""What keeps a run alive: checkpoints, signals, resuming, the cache of the teacher."""

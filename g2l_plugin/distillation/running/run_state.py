@@ -1,0 +1,153 @@
+"""What a run knows of itself: saved in every checkpoint, and checked when one is resumed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from torch import nn
+
+from g2l_plugin.distillation.running.step_sync import StepSync
+from g2l_plugin.encoders.encoder import Encoder
+from g2l_plugin.errors import UserError
+from g2l_plugin.runs.record import (
+    KEY,
+    EncoderRecord,
+    RunRecord,
+    describe_hardware,
+    describe_loss,
+    record_encoder,
+)
+from g2l_plugin.slides.dataset import TileDataset
+
+_LAST_STEP = "g2l_last_step"
+_TILES = "g2l_tiles"
+_EXTRA_STATE = "_extra_state"  # may have any shape
+
+
+class RunState:
+    """What a run knows of itself.
+
+    Attributes:
+        network: The student's config.json, from which timm builds its network.
+        tiles_seen: Tiles seen in training, on all devices.
+        alignment: Student and teacher on the validation tiles, with the `step`; may be empty.
+        finished: Whether the training has ended.
+    """
+
+    def __init__(self) -> None:
+        """Initializes the state of a new run."""
+        self.network: dict[str, Any] = {}
+        self.tiles_seen = 0
+        self.alignment: dict[str, float] = {}
+        self.finished = False
+        self._encoders: list[EncoderRecord] = []
+        self._loss = ""
+        self._widths: tuple[int, ...] = ()
+        self._seconds, self._since = 0.0, time.monotonic()
+
+    def begin(
+        self, encoders: Sequence[Encoder], view_size: int, loss: nn.Module, widths: Sequence[int]
+    ) -> None:
+        """Records what is trained; runs each encoder once to count its FLOPs.
+
+        Args:
+            encoders: The student, then the teachers.
+            view_size: Side of the views, in pixels.
+            loss: The loss.
+            widths: Smaller widths of the student's embedding that are distilled too.
+        """
+        self._encoders = [record_encoder(encoder, view_size) for encoder in encoders]
+        self._loss, self._widths = describe_loss(loss), tuple(widths)
+        self._since = time.monotonic()
+
+    def record(self, trainer: pl.Trainer) -> RunRecord:
+        """The record of the run, from `begin` on."""
+        student, teacher, *further = self._encoders
+        dataset = train_dataset(trainer)
+        return RunRecord(
+            teacher=teacher,
+            student=student,
+            network=self.network,
+            loss=self._loss,
+            finished=self.finished,
+            step=trainer.global_step,
+            tiles_seen=self.tiles_seen,
+            seconds=self._seconds + time.monotonic() - self._since,
+            hardware=describe_hardware(trainer.strategy.root_device, trainer.world_size),
+            cohort={} if dataset is None else dataset.describe_cohort(),
+            alignment=self.alignment,
+            further_teachers=tuple(further),
+            widths=self._widths,
+        )
+
+    def save(self, checkpoint: dict[str, Any], trainer: pl.Trainer, step_sync: StepSync) -> None:
+        """Writes the state, the identity of the tiles and the last step into a checkpoint."""
+        checkpoint[KEY] = self.record(trainer).to_dict()
+        if (dataset := train_dataset(trainer)) is not None:
+            checkpoint[_TILES] = dataset.fingerprint()
+        checkpoint[_LAST_STEP] = step_sync.state_dict()
+
+    def load(
+        self,
+        checkpoint: Mapping[str, Any],
+        weights: Mapping[str, Any],
+        teachers: Sequence[Encoder],
+        dataset: TileDataset | None,
+        step_sync: StepSync,
+    ) -> None:
+        """Restores the state from a checkpoint of the same run.
+
+        Args:
+            checkpoint: The checkpoint.
+            weights: The state dict that its weights go into.
+            teachers: The teachers.
+            dataset: The tiles that are trained on.
+            step_sync: What receives the last step.
+
+        Raises:
+            UserError: The checkpoint has other weights, another teacher or other tiles.
+        """
+        expected, given = _shapes(weights), _shapes(checkpoint["state_dict"])
+        if expected != given or KEY not in checkpoint:
+            raise UserError(
+                f"The checkpoint belongs to another student or objective: it lacks "
+                f"{len(expected - given)} weights and has {len(given - expected)} others. Resume "
+                "with the configuration that wrote it."
+            )
+        record = checkpoint[KEY]
+        recorded = [record["teacher"], *record.get("further_teachers", ())]
+        for teacher, encoder in zip(recorded, teachers, strict=True):
+            before, now = teacher["provenance"], encoder.provenance
+            if before["sha256"] != now.sha256:
+                raise UserError(
+                    f"The checkpoint belongs to a run with another teacher: {before['source']}, "
+                    f"sha256 {before['sha256']}; now {now.source}, {now.sha256}. Resume with its "
+                    "teacher."
+                )
+        if dataset is not None and checkpoint.get(_TILES) not in (None, dataset.fingerprint()):
+            raise UserError(
+                "The checkpoint belongs to a run on other tiles, so its place among them has no "
+                "meaning here. Resume with its slides and index, or start a new run (RESUME=null)."
+            )
+        step_sync.load_state_dict(checkpoint.get(_LAST_STEP))
+        self.tiles_seen, self._seconds = record["tiles_seen"], record["seconds"]
+        self.alignment = dict(record["alignment"])
+
+
+def train_dataset(trainer: pl.Trainer | None) -> TileDataset | None:
+    """The tiles that a trainer trains on; None if eva's data module has no `TileDataset`."""
+    datasets = getattr(getattr(trainer, "datamodule", None), "datasets", None)
+    dataset = getattr(datasets, "train", None)
+    return dataset if isinstance(dataset, TileDataset) else None
+
+
+def _shapes(state: Mapping[str, Any]) -> set[tuple[str, torch.Size | None]]:
+    return {
+        (name, getattr(value, "shape", None))
+        for name, value in state.items()
+        if not name.endswith(_EXTRA_STATE)
+    }

@@ -1,0 +1,170 @@
+"""Callback that adds the paper's metrics to eva's offline evaluation, on the same embeddings."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+from loguru import logger
+from typing_extensions import override
+
+from g2l_plugin.errors import UserError
+from g2l_plugin.evaluation.embedding_files import read_embeddings, splits_of
+from g2l_plugin.evaluation.metric_files import METRICS_FOLDER, write_results
+from g2l_plugin.evaluation.writer import read_model
+from g2l_plugin.metrics.cka import align
+from g2l_plugin.metrics.embeddings import Embeddings, concatenate
+from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, compute_all, merge
+
+
+class EmbeddingMetrics(pl.Callback):
+    """Computes metrics of the embeddings on which eva's offline flow fits its linear head.
+
+    The metrics are computed when eva validates and tests a fitted head. They are logged, so eva's
+    results.json includes them. Files for `g2l report` go to `metrics` in the run's folder.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        task: str,
+        metrics: Sequence[EmbeddingMetric],
+        metrics_on_all_splits: Sequence[EmbeddingMetric] = (),
+        classes: Sequence[str] | None = None,
+        groups: dict[str, str] | None = None,
+        model_label: str | None = None,
+    ) -> None:
+        """Initialize the callback.
+
+        Args:
+            root: Folder of the embeddings that `g2l_plugin.EmbeddingsWriter` wrote.
+            task: Name of the task, for reports.
+            metrics: Metrics of the evaluated split, with the training split.
+            metrics_on_all_splits: Metrics of all splits together, e.g. robustness if each split
+                has few tiles of some centres.
+            classes: Names of the classes, in the order of their numbers, for reports.
+            groups: Groups to read from the tiles' names, e.g. `slide`: regular expressions with one
+                capturing group each, by name of the group.
+            model_label: Name of the model in reports; None uses its name or source.
+
+        Raises:
+            UserError: A regular expression does not have exactly one capturing group.
+        """
+        super().__init__()
+        self.root = root
+        self.task = task
+        self.metrics = list(metrics)
+        self.metrics_on_all_splits = list(metrics_on_all_splits)
+        self.patterns = {name: _compile(pattern) for name, pattern in (groups or {}).items()}
+        self.model_label = model_label
+        self.classes = None if classes is None else list(classes)
+        # eva copies callbacks for each of its runs, but the metrics are the same in all of them.
+        self._computed = _SharedResults()
+
+    @override
+    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if trainer.state.fn == "validate":  # not during a fit
+            self._log("val", trainer, pl_module)
+
+    @override
+    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._log("test", trainer, pl_module)
+
+    def _log(self, split: str, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        folder = (
+            Path(str(trainer.log_dir)) / METRICS_FOLDER
+        )  # synchronises devices: all must call it
+        values: dict[str, float] = {}
+        problem = None
+        if trainer.is_global_zero:
+            try:
+                values = self._compute(split, folder).values
+            except UserError as error:
+                problem = error
+        # An error is shared too: otherwise the other devices would wait forever.
+        values, problem = trainer.strategy.broadcast((values, problem))
+        if problem is not None:
+            raise problem
+        pl_module.log_dict({f"{split}/{name}": value for name, value in values.items()})
+
+    def _compute(self, split: str, folder: Path) -> MetricResult:
+        if split not in self._computed:
+            train, evaluated = self._read("train"), self._read(split)
+            result = compute_all(self.metrics, train, evaluated)
+            if self.metrics_on_all_splits:
+                every = concatenate([self._read(name) for name in splits_of(self.root)])
+                result = merge([result, compute_all(self.metrics_on_all_splits, every, every)])
+            self._computed[split] = evaluated, result
+        evaluated, result = self._computed[split]
+        model = read_model(self.root) or {}
+        write_results(
+            folder,
+            split,
+            result,
+            evaluated,
+            task=self.task,
+            classes=self.classes,
+            model=model | {"name": self.model_label or model.get("name", "")},
+        )
+        return result
+
+    def _read(self, split: str) -> Embeddings:
+        embeddings = read_embeddings(self.root, split)
+        found = {name: _find(pattern, embeddings) for name, pattern in self.patterns.items()}
+        named = {name: values for name, values in found.items() if values is not None}
+        return dataclasses.replace(embeddings, groups=embeddings.groups | named)
+
+
+class CKA(EmbeddingMetric):
+    """Linear CKA with the teacher's embeddings of the same tiles."""
+
+    def __init__(self, teacher_root: str | None = None) -> None:
+        """Initialize the metric.
+
+        Args:
+            teacher_root: Folder of the teacher's embeddings of the same task; None disables the
+                metric.
+        """
+        self.teacher_root = teacher_root
+
+    @override
+    def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
+        if self.teacher_root is None:
+            return MetricResult({})
+        teacher = read_embeddings(self.teacher_root, evaluated.split)
+        result = align(evaluated, teacher)
+        return dataclasses.replace(result, details={"teacher_root": self.teacher_root})
+
+
+def _compile(pattern: str) -> re.Pattern[str]:
+    compiled = re.compile(pattern)
+    if compiled.groups != 1:
+        raise UserError(
+            f"The pattern {pattern!r} in `groups` has {compiled.groups} capturing groups. "
+            "Expected one, around the name of the slide or patient."
+        )
+    return compiled
+
+
+def _find(pattern: re.Pattern[str], embeddings: Embeddings) -> np.ndarray | None:
+    """Match a pattern in the tiles' names, str (N,); None if some names don't match."""
+    found = [pattern.search(tile) for tile in embeddings.names]
+    if missing := [tile for tile, match in zip(embeddings.names, found, strict=True) if not match]:
+        logger.warning(
+            f"{len(missing):,} tile names don't match {pattern.pattern!r} (e.g. {missing[0]}); "
+            "the metrics ignore this group."
+        )
+        return None
+    return np.array([match[1] for match in found if match])
+
+
+class _SharedResults(dict[str, tuple[Embeddings, MetricResult]]):
+    """Embeddings and results by split; copies are the same object."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedResults:
+        return self

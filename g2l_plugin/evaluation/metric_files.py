@@ -1,0 +1,75 @@
+"""Writes the metrics of one encoder on one task as files, which `g2l report` reads."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from sklearn.decomposition import PCA
+
+from g2l_plugin.files import new_file, write_text
+from g2l_plugin.metrics.embeddings import Embeddings
+from g2l_plugin.metrics.metric import MetricResult
+
+METRICS_FOLDER = "metrics"
+"""Folder of these files, in the run's folder."""
+
+FACTS = "facts.json"
+"""File that holds the model and the task of the metrics."""
+
+_MAX_FITTED = 20_000
+"""Maximum number of tiles that the PCA is fitted on, evenly spread; all tiles are projected."""
+
+
+def write_results(
+    folder: Path,
+    split: str,
+    result: MetricResult,
+    evaluated: Embeddings,
+    *,
+    task: str,
+    classes: Sequence[str] | None,
+    model: dict[str, Any],
+) -> None:
+    """Write facts.json, and SPLIT.json and SPLIT.parquet of one split.
+
+    Args:
+        folder: The folder to write to.
+        split: `val` or `test`.
+        result: The metrics.
+        evaluated: Embeddings of the split.
+        task: Name of the task.
+        classes: Names of the classes, if known.
+        model: The model: `name`, `sha256`, parameters, speed.
+    """
+    facts = {"task": task, "classes": None if classes is None else list(classes), "model": model}
+    found = {
+        "n_tiles": len(evaluated),
+        "n_units": len(np.unique(evaluated.units)),
+        "values": result.values,
+        "undefined": result.undefined,
+        "details": result.details,
+    }
+    write_text(folder / FACTS, json.dumps(facts, indent=2) + "\n")
+    write_text(folder / f"{split}.json", json.dumps(found, indent=2) + "\n")
+    with new_file(folder / f"{split}.parquet") as partial:
+        _tabulate(result, evaluated).to_parquet(partial)
+
+
+def _tabulate(result: MetricResult, evaluated: Embeddings) -> pd.DataFrame:
+    columns: dict[str, np.ndarray] = {"name": evaluated.names, "label": evaluated.labels}
+    columns |= evaluated.groups
+    for classifier, scores in result.scores.items():
+        for number, column in enumerate(scores.T):
+            columns[f"{classifier}/{number}"] = column.astype(np.float32)
+    every = max(1, math.ceil(len(evaluated) / _MAX_FITTED))
+    if min(evaluated.values[::every].shape) >= 2:
+        pca = PCA(2, random_state=0).fit(evaluated.values[::every])
+        projected = pca.transform(evaluated.values).astype(np.float32)
+        columns |= {"pca/1": projected[:, 0], "pca/2": projected[:, 1]}
+    return pd.DataFrame(columns)

@@ -1,0 +1,27 @@
+"""All families of metrics, in the order of their tables."""
+
+from __future__ import annotations
+
+import re
+
+from g2l_plugin.metrics.cka import CKA
+from g2l_plugin.metrics.knn import KNN
+from g2l_plugin.metrics.metric import MetricFamily
+from g2l_plugin.metrics.plism import COSINE, RETRIEVAL
+from g2l_plugin.metrics.probe import LOGISTIC
+from g2l_plugin.metrics.robustness import PATHOROB, ROBUSTNESS
+
+FAMILIES = (KNN, LOGISTIC, ROBUSTNESS, PATHOROB, COSINE, RETRIEVAL, CKA)
+"""All families, in the order of their tables."""
+
+
+def family_of(metric: str) -> MetricFamily | None:
+    """Family of a metric's name, e.g. `RobustnessIndex/k=5`; None for other names."""
+    return next((family for family in FAMILIES if re.fullmatch(family.pattern, metric)), None)
+
+
+def neighbours_of(metric: str) -> int | None:
+    """Number of neighbours k in a metric's name; None if the name has none."""
+    family = family_of(metric)
+    match = re.fullmatch(family.pattern, metric) if family else None
+    return int(match["k"]) if match and "k" in match.groupdict() else None

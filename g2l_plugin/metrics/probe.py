@@ -1,0 +1,159 @@
+"""Logistic regression on frozen embeddings: a linear probe that fits in seconds."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+from loguru import logger
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import recall_score
+from typing_extensions import override
+
+from g2l_plugin.errors import UserError
+from g2l_plugin.metrics.bootstrap import bootstrap_interval
+from g2l_plugin.metrics.embeddings import Embeddings
+from g2l_plugin.metrics.metric import EmbeddingMetric, MetricFamily, MetricResult
+
+LOGISTIC = MetricFamily(
+    key="logistic",
+    title="Logistic probe, AUROC",
+    about="Logistic regression on frozen embeddings; area under the ROC curve, one class against "
+    "the rest.",
+    pattern="LogisticAUROC",
+    column="logistic AUROC",
+)
+
+
+class LogisticProbe(EmbeddingMetric):
+    """Logistic regression: `LogisticAccuracy`, `LogisticBalancedAccuracy`, `LogisticAUROC`.
+
+    Source: UNI's protocol (Chen et al. 2024, arXiv 2308.15474) as in its published code: L-BFGS
+    with at most 1,000 iterations, and scikit-learn's parameter C = M K / 100 for embeddings of
+    width M and K classes. That is an L2 coefficient of 100 / (M K) on the sum of the losses. The
+    AUROC is one class against the rest, averaged over classes if there are more than two (UNI
+    averages over pairs of classes).
+    """
+
+    def __init__(self, max_iter: int = 1000, l2: float | None = None) -> None:
+        """Initialize the metric.
+
+        Args:
+            max_iter: Maximum number of L-BFGS iterations.
+            l2: L2 coefficient, above 0; None uses 100 / (width x classes).
+
+        Raises:
+            UserError: The L2 coefficient is not above 0.
+        """
+        if l2 is not None and l2 <= 0:
+            raise UserError(
+                f"The L2 coefficient is {l2}. Expected one above 0, or null for UNI's default."
+            )
+        self.max_iter, self.l2 = max_iter, l2
+
+    @override
+    def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
+        labels = evaluated.labels
+        _check_classes(train.labels, labels)
+        n_classes = int(train.labels.max()) + 1
+        n_present = len(np.unique(train.labels))
+        l2 = 100 / (train.values.shape[1] * n_present) if self.l2 is None else self.l2
+        model, converged = _fit(train, l2, self.max_iter)
+        scores = np.zeros((len(labels), n_classes), np.float32)
+        scores[:, model.classes_] = model.predict_proba(evaluated.values)
+        predicted = scores.argmax(1)
+        correct = predicted == labels
+        accuracy = bootstrap_interval(lambda rows: correct[rows].mean(), evaluated.units)
+        values = {
+            "LogisticAccuracy": accuracy.value,
+            "LogisticBalancedAccuracy": float(
+                recall_score(labels, predicted, labels=np.unique(labels), average="macro")
+            ),
+        }
+        intervals = {"LogisticAccuracy": accuracy.ends()}
+        undefined = {}
+        if missing := sorted(set(train.labels.tolist()) - set(labels.tolist())):
+            undefined["LogisticAUROC"] = (
+                f"the evaluated split has no tile of class {', '.join(map(str, missing))}"
+            )
+        else:
+            auroc = bootstrap_interval(Auroc(scores[:, model.classes_], labels), evaluated.units)
+            values["LogisticAUROC"] = auroc.value
+            intervals["LogisticAUROC"] = auroc.ends()
+        details = {
+            "l2": l2,
+            "max_iter": self.max_iter,
+            "iterations": int(model.n_iter_.max()),
+            "converged": converged,
+        }
+        return MetricResult(
+            values=values,
+            undefined=undefined,
+            scores={"logistic": scores},
+            details={"logistic": details, "intervals": intervals},
+        )
+
+
+def _check_classes(train: np.ndarray, evaluated: np.ndarray) -> None:
+    if unknown := sorted(set(evaluated.tolist()) - set(train.tolist())):
+        raise UserError(
+            f"No training tile has class {', '.join(map(str, unknown))}, but evaluated tiles have. "
+            "Provide a training split with all classes, or leave these tiles out."
+        )
+    if len(np.unique(train)) < 2:
+        raise UserError(
+            f"All {len(train):,} training tiles have the same class. Logistic regression needs two."
+        )
+
+
+def _fit(train: Embeddings, l2: float, max_iter: int) -> tuple[LogisticRegression, bool]:
+    model = LogisticRegression(C=1 / l2, max_iter=max_iter)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        model.fit(train.values, train.labels)
+    converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
+    if not converged:
+        logger.warning(
+            f"Logistic regression did not converge in {int(model.n_iter_.max()):,} iterations. "
+            "Its values come from the last iteration; raise `max_iter` for better ones."
+        )
+    return model, converged
+
+
+class Auroc:
+    """Area under the ROC curve (AUROC) of some rows; NaN if they lack a class.
+
+    scikit-learn's `roc_auc_score` would sort the rows in every bootstrap resample. This sorts them
+    once and counts repeated rows as weights, so a thousand resamples are quick.
+    """
+
+    def __init__(self, scores: np.ndarray, labels: np.ndarray) -> None:
+        """Sort the rows.
+
+        Args:
+            scores: Class probabilities (M, C).
+            labels: Classes (M,); all C occur.
+        """
+        classes = np.unique(labels)
+        columns = [1] if len(classes) == 2 else range(len(classes))
+        self._curves = []
+        for column in columns:
+            order = np.argsort(scores[:, column], kind="stable")
+            ascending = scores[order, column]
+            starts = np.flatnonzero(np.r_[True, ascending[1:] != ascending[:-1]])
+            self._curves.append((order, starts, labels[order] == classes[column]))
+
+    def __call__(self, rows: np.ndarray) -> float:
+        """Compute the AUROC of some rows, given as int indices with repeats."""
+        weights = np.bincount(rows, minlength=len(self._curves[0][0])).astype(np.float64)
+        areas = []
+        for order, starts, positive in self._curves:
+            weight = weights[order]
+            positives = np.add.reduceat(weight * positive, starts)
+            negatives = np.add.reduceat(weight * ~positive, starts)
+            if not positives.any() or not negatives.any():
+                return np.nan
+            below = np.cumsum(negatives) - negatives / 2  # an equal score counts half
+            areas.append((positives * below).sum() / (positives.sum() * negatives.sum()))
+        return float(np.mean(areas))

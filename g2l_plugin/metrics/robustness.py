@@ -1,0 +1,199 @@
+"""The robustness index: whether neighbours share the tissue class or the medical centre."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from loguru import logger
+from typing_extensions import override
+
+from g2l_plugin.errors import UserError
+from g2l_plugin.metrics.bootstrap import bootstrap_interval
+from g2l_plugin.metrics.embeddings import Embeddings
+from g2l_plugin.metrics.metric import EmbeddingMetric, MetricFamily, MetricResult
+from g2l_plugin.metrics.neighbours import Distance, nearest
+
+_KINDS = ("SS", "SO", "OS", "OO")
+_INDICES = ("RobustnessIndex", "PathoROBIndex")
+
+ROBUSTNESS = MetricFamily(
+    key="robustness",
+    title="Robustness index (de Jong et al.)",
+    about="Neighbours of the same class over neighbours of the same centre: above 1, biology "
+    "outweighs the hospital (arXiv 2501.18055).",
+    pattern=r"RobustnessIndex/k=(?P<k>\d+)",
+    column="robustness index",
+    neutral=1.0,
+)
+PATHOROB = MetricFamily(
+    key="pathorob",
+    title="Robustness index (PathoROB)",
+    about="Among neighbours that share either class or centre, the share with the class: above "
+    "0.5, biology outweighs the hospital (arXiv 2507.17845).",
+    pattern=r"PathoROBIndex/k=(?P<k>\d+)",
+    column="PathoROB index",
+    neutral=0.5,
+)
+
+
+class RobustnessIndex(EmbeddingMetric):
+    """Robustness index in both definitions, `RobustnessIndex/k=K` and `PathoROBIndex/k=K`.
+
+    SS, SO, OS and OO count the k nearest neighbours of all tiles. The first letter says whether a
+    neighbour has the same or another class, the second whether it has the same or another centre.
+
+    Source: `RobustnessIndex` is de Jong et al. 2025 (arXiv 2501.18055), (SS + SO) / (SS + OS),
+    above 1 if the class outweighs the centre. `PathoROBIndex` is Kömen et al. 2025 (PathoROB,
+    arXiv 2507.17845), SO / (SO + OS), 0 to 1. As in its published code, neighbours are found by
+    cosine similarity, and tiles of the same slide never count.
+
+    Examples:
+        >>> import numpy as np
+        >>> values = np.array([[1, 0], [1, 0.1], [1, 0.2], [0, 1], [0.1, 1], [0.2, 1]], np.float32)
+        >>> labels = np.array([0, 0, 0, 1, 1, 1])
+        >>> centres = np.array(["x", "y", "x", "y", "x", "y"])
+        >>> tiles = Embeddings(values, labels, np.array(list("abcdef")), {"centre": centres})
+        >>> metric = RobustnessIndex(k=[2], exclude=(), device="cpu")
+        >>> metric.compute(tiles, tiles).values
+        {'RobustnessIndex/k=2': 3.0, 'PathoROBIndex/k=2': 1.0}
+    """
+
+    def __init__(
+        self,
+        k: Sequence[int] = (3, 5, 10, 20),
+        centre: str = "centre",
+        exclude: Sequence[str] = ("slide", "patient"),
+        distance: Distance = "cosine",
+        device: str = "auto",
+    ) -> None:
+        """Initialize the metric.
+
+        Args:
+            k: Numbers of neighbours.
+            centre: Group that holds the centre, or another confounder.
+            exclude: Groups whose tiles are never neighbours of each other; the first known one is
+                used. If none is known or given, only the tile itself is excluded.
+            distance: `cosine` or `euclidean`.
+            device: Where to compute; `auto` uses a CUDA device if there is one.
+
+        Raises:
+            UserError: No k is given.
+        """
+        if not k:
+            raise UserError(
+                "The robustness index needs numbers of neighbours. Set e.g. `k: [5, 10]`."
+            )
+        self.k, self.centre, self.exclude = sorted(set(k)), centre, tuple(exclude)
+        self.distance, self.device = distance, device
+
+    @override
+    def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
+        if reason := self._why_undefined(evaluated):
+            return MetricResult(
+                {}, {f"{index}/k={k}": reason for index in _INDICES for k in self.k}
+            )
+        excluded = next((name for name in self.exclude if name in evaluated.groups), None)
+        if excluded is None and self.exclude:
+            logger.warning(
+                f"Robustness index: the {' or '.join(self.exclude)} of the tiles is unknown, so "
+                "tiles of the same one count as neighbours. They share a centre, which lowers the "
+                "index."
+            )
+        own = evaluated.names if excluded is None else evaluated.groups[excluded]
+        indices, _ = nearest(
+            evaluated.values,
+            evaluated.values,
+            max(self.k),
+            self.distance,
+            exclude=(own, own),
+            device=self.device,
+            description="Robustness index",
+        )
+        labels = evaluated.labels
+        _, centres = np.unique(evaluated.groups[self.centre], return_inverse=True)
+        counts = _count(
+            labels[indices] == labels[:, None],
+            centres[indices] == centres[:, None],
+            evaluated.units,
+        )
+        settings = {"centre": self.centre, "exclude": excluded or "tile", "distance": self.distance}
+        return _summarise(counts, self.k, settings)
+
+    def _why_undefined(self, evaluated: Embeddings) -> str | None:
+        if self.centre not in evaluated.groups:
+            return f"the {self.centre} of the tiles is unknown"
+        for name, values in (
+            (self.centre, evaluated.groups[self.centre]),
+            ("class", evaluated.labels),
+        ):
+            if len(np.unique(values)) < 2:
+                return f"all tiles have the same {name}, {values[0]}"
+        return None
+
+
+def _count(same_class: np.ndarray, same_centre: np.ndarray, units: np.ndarray) -> np.ndarray:
+    """Count SS, SO, OS and OO among the first 1, 2, ... K neighbours of each unit's tiles.
+
+    Args:
+        same_class: Whether a neighbour has the tile's class, bool (N, K), nearest first.
+        same_centre: Whether it has the tile's centre, bool (N, K).
+        units: Unit (patient) of each tile (N,).
+
+    Returns:
+        Counts in that order, int (K, units, 4).
+    """
+    _, unit = np.unique(units, return_inverse=True)
+    kinds = unit[:, None] * 4 + 2 * ~same_class + ~same_centre
+    size = 4 * (unit.max() + 1)
+    counts = [np.bincount(column, minlength=size).reshape(-1, 4) for column in kinds.T]
+    return np.cumsum(counts, axis=0)
+
+
+def _de_jong(counts: np.ndarray) -> float:
+    ss, so, os, _ = counts
+    return float((ss + so) / (ss + os)) if ss + os else np.nan
+
+
+def _pathorob(counts: np.ndarray) -> float:
+    _, so, os, _ = counts
+    return float(so / (so + os)) if so + os else np.nan
+
+
+def _summarise(counts: np.ndarray, ks: Sequence[int], settings: dict[str, Any]) -> MetricResult:
+    """Compute indices, intervals and curves from counts (K, units, 4)."""
+    totals = counts.sum(1)
+    values, undefined, intervals, curves = {}, {}, {}, {}
+    for name, index, missing in (
+        ("RobustnessIndex", _de_jong, "no neighbour has the same centre"),
+        ("PathoROBIndex", _pathorob, "no neighbour shares only the class or only the centre"),
+    ):
+        curve = [index(total) for total in totals]
+        curves[name] = {
+            "k": list(range(1, len(curve) + 1)),
+            "value": [None if np.isnan(value) else value for value in curve],
+        }
+        for k in ks:
+            if np.isnan(curve[k - 1]):
+                undefined[f"{name}/k={k}"] = missing
+                continue
+            interval = bootstrap_interval(
+                _of_units(index, counts[k - 1]), np.arange(len(counts[0]))
+            )
+            values[f"{name}/k={k}"] = interval.value
+            intervals[f"{name}/k={k}"] = interval.ends()
+    neighbours = {str(k): dict(zip(_KINDS, totals[k - 1].tolist(), strict=True)) for k in ks}
+    details = {
+        "robustness": settings | {"neighbours": neighbours},
+        "intervals": intervals,
+        "curves": curves,
+    }
+    return MetricResult(values, undefined, details=details)
+
+
+def _of_units(
+    index: Callable[[np.ndarray], float], counts: np.ndarray
+) -> Callable[[np.ndarray], float]:
+    """Return a function that computes the index of some units from their counts (units, 4)."""
+    return lambda units: index(counts[units].sum(0))

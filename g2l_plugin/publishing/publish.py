@@ -1,0 +1,209 @@
+"""Publishes the student of a run, or of one of its checkpoints, as a folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from g2l_plugin.encoders.folder import RESULTS, TRAINING_CONFIG, write_folder
+from g2l_plugin.errors import UserError
+from g2l_plugin.publishing.card import CardFacts, render_card
+from g2l_plugin.publishing.licenses import StudentLicense, license_of
+from g2l_plugin.publishing.upload import UploadOptions, upload_student
+from g2l_plugin.runs.checkpoints import LAST, list_checkpoints
+from g2l_plugin.runs.record import RunRecord
+from g2l_plugin.runs.run_folder import EVALUATION, STUDENT
+
+_STUDENT_PREFIX = "student.model."
+"""Prefix of the student's weights in a checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Published:
+    """A published folder.
+
+    Attributes:
+        folder: The folder.
+        record: Facts about its run.
+        license: The student's licence.
+    """
+
+    folder: Path
+    record: RunRecord
+    license: StudentLicense
+
+
+def find_checkpoint(run: Path) -> Path:
+    """Finds the newest checkpoint of a run; for a finished run, `last.ckpt`.
+
+    Args:
+        run: A checkpoint, the folder of a run (`.../run_0`) or that of its session.
+
+    Raises:
+        UserError: There is no checkpoint.
+    """
+    run = run.expanduser()
+    if run.is_file():
+        return run
+    for folder in (run, *sorted(run.glob("run_*"))):
+        if checkpoints := list_checkpoints(folder):
+            return checkpoints[0]
+    raise UserError(
+        f"There is no {run / 'checkpoints' / LAST}. Expected the folder of a run (.../run_0), or a "
+        "checkpoint."
+    )
+
+
+def publish_run(
+    run: Path, folder: Path | None = None, *, cancer: str | None = None, license: str | None = None
+) -> Published:
+    """Publishes the student of a run, or of one checkpoint, from the files in the run's folder.
+
+    Args:
+        run: See `find_checkpoint`. A run must have ended; a single checkpoint may be of any step.
+        folder: The folder to write; None means `student` in the run's folder.
+        cancer: The cancer of the slides, for the card; None reads it from the run's config.
+        license: Licence identifier; None derives it from teacher and start.
+
+    Raises:
+        UserError: The run has not ended, or its checkpoint has no student that can be published.
+
+    Examples:
+        >>> from g2l_plugin import AugmentedView, DemoTiles, EncoderSource, distil, publish_run
+        >>> tiles = DemoTiles("demo", slides="train", labelled=False, n_slides=4)
+        >>> student = distil(
+        ...     "demo:teacher",
+        ...     EncoderSource("demo:teacher", pretrained=False),
+        ...     tiles,
+        ...     output="logs",
+        ...     view=AugmentedView(56),
+        ...     max_steps=3,
+        ...     num_workers=0,
+        ... )
+        >>> again = publish_run(student.parent, Path("again"), cancer="breast", license="mit")
+        >>> sorted(file.name for file in again.folder.iterdir())
+        ['README.md', 'config.json', 'model.safetensors', 'results.json']
+    """
+    path = find_checkpoint(run)
+    checkpoint = _read_checkpoint(path)
+    record = RunRecord.from_checkpoint(checkpoint, str(path))
+    if not record.finished and not run.expanduser().is_file():
+        raise UserError(
+            f"{run} has not ended (step {record.step:,}). Resume it (`resume: auto`, or "
+            f"RESUME={path}), or publish this checkpoint: g2l publish {path}"
+        )
+    state = {
+        name.removeprefix(_STUDENT_PREFIX): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(_STUDENT_PREFIX)
+    }
+    run_folder = path.parent.parent
+    config = _read_yaml(run_folder / TRAINING_CONFIG)
+    evaluation = _read_json(run_folder / EVALUATION)
+    settled = license_of(
+        [
+            *(("teacher", teacher.provenance) for teacher in record.teachers),
+            ("start", record.student.provenance),
+        ]
+    )
+    if license:
+        settled = dataclasses.replace(settled, identifier=license)
+    if cancer is None and config is not None:
+        cancer = find_cancer(config)
+    facts = CardFacts(record, settled, cancer, config, evaluation)
+    results = {"alignment": record.alignment, "evaluation": evaluation}
+    files = {RESULTS: json.dumps(results, indent=2) + "\n"}
+    if config is not None:
+        files[TRAINING_CONFIG] = (run_folder / TRAINING_CONFIG).read_text(encoding="utf-8")
+    written = write_folder(
+        folder or run_folder / STUDENT,
+        state,
+        record.network,
+        card=render_card(facts),
+        license=settled.identifier,
+        metadata={
+            "teacher": "; ".join(teacher.provenance.describe() for teacher in record.teachers),
+            "start": record.student.provenance.describe(),
+            "step": str(record.step),
+        },
+        files=files,
+    )
+    return Published(written, record, settled)
+
+
+def upload_published(published: Published, options: UploadOptions, dry_run: bool = False) -> str:
+    """Uploads a published folder; see `upload_student`.
+
+    Restricted weights are uploaded only under a licence that the user names.
+
+    Args:
+        published: The folder.
+        options: Where and how; needs a `repo_id`.
+        dry_run: Whether only to print what would be sent.
+
+    Returns:
+        URL of the upload.
+
+    Raises:
+        UserError: The weights are restricted and no licence is named, or the upload fails.
+    """
+    if published.license.restrictions and options.license is None:
+        raise UserError(
+            f"Nothing is uploaded to {options.repo_id}: "
+            f"{' '.join(published.license.restrictions)} Name the licence that you give it "
+            "(--license, or `license` of PublishStudent)."
+        )
+    return upload_student(published.folder, options, dry_run)
+
+
+def find_cancer(config: dict[str, Any]) -> str | None:
+    """Reads the cancer of a run's slides from its config's `PublishStudent`, if it names one."""
+    for callback in config["trainer"]["init_args"].get("callbacks") or []:
+        if str(callback["class_path"]).endswith("PublishStudent"):
+            return callback.get("init_args", {}).get("cancer")
+    return None
+
+
+def benchmark_command(published: Published, config: str) -> str:
+    """Builds the shell command that runs an eva config on a published folder.
+
+    Args:
+        published: The published folder.
+        config: Path or URL of an eva config with a `ModelFromRegistry`.
+    """
+    cfg = published.record.network["pretrained_cfg"]
+    settings = {
+        "MODEL_NAME": "g2l/student",
+        "G2L_STUDENT": f"local-dir:{published.folder}",
+        "IN_FEATURES": published.record.student.embedding_dim,
+        "RESIZE_DIM": cfg["input_size"][1],
+        "NORMALIZE_MEAN": cfg["mean"],
+        "NORMALIZE_STD": cfg["std"],
+    }
+    variables = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in settings.items())
+    return f"{variables} eva predict_fit --config {shlex.quote(config)}"
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    try:
+        # Only tensors and plain values: a checkpoint from elsewhere must not run code.
+        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # torch raises many kinds
+        raise UserError(
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}). Expected "
+            "checkpoints/last.ckpt of a run; use another of its checkpoints."
+        ) from error
+
+
+def _read_yaml(file: Path) -> dict[str, Any] | None:
+    return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+
+
+def _read_json(file: Path) -> dict[str, Any] | None:
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

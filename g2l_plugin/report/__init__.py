@@ -1,0 +1,1 @@
+"""The report: evaluation results as tables and plots on one page."""

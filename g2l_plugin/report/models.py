@@ -1,0 +1,91 @@
+"""The models of a report: their weights, size and speed."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+from collections.abc import Sequence
+from typing import Any
+
+from g2l_plugin.report.sessions import Session
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """How fast a model embeds tiles on one device.
+
+    Attributes:
+        device: Name of the device.
+        tiles_per_second: Median over sessions.
+        peak_memory_bytes: Maximum over sessions; None if it was not measured.
+        batch_size: Tiles per batch; None if unknown, or if sessions differ.
+        input_size: Side of a tile in pixels; None if unknown, or if sessions differ.
+    """
+
+    device: str
+    tiles_per_second: float
+    peak_memory_bytes: int | None
+    batch_size: int | None
+    input_size: int | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model, as its sessions describe it; None is unknown.
+
+    Attributes:
+        name: Name of the model.
+        sha256: SHA-256 of its weights.
+        parameters: Number of parameters.
+        flops: Floating-point operations per tile.
+        embedding_dim: Width of its embeddings.
+        speeds: Its speed on each device.
+    """
+
+    name: str
+    sha256: str | None
+    parameters: int | None
+    flops: int | None
+    embedding_dim: int | None
+    speeds: tuple[Speed, ...]
+
+
+def describe_models(sessions: Sequence[Session]) -> list[Model]:
+    """Collects what sessions know about their models, in the order of the sessions."""
+    facts: dict[str, list[dict[str, Any]]] = {}
+    for session in sessions:
+        facts.setdefault(session.model, []).append(session.facts)
+    return [_describe(name, own) for name, own in facts.items()]
+
+
+def _describe(name: str, facts: list[dict[str, Any]]) -> Model:
+    def first(key: str) -> Any:
+        return next((fact[key] for fact in facts if fact.get(key) is not None), None)
+
+    by_device: dict[str, list[dict[str, Any]]] = {}
+    for fact in facts:
+        if fact.get("tiles_per_second") and fact.get("device"):
+            by_device.setdefault(fact["device"], []).append(fact)
+    return Model(
+        name=name,
+        sha256=first("sha256"),
+        parameters=first("parameters"),
+        flops=first("flops"),
+        embedding_dim=first("embedding_dim"),
+        speeds=tuple(_speed(device, own) for device, own in by_device.items()),
+    )
+
+
+def _speed(device: str, facts: list[dict[str, Any]]) -> Speed:
+    def common(key: str) -> int | None:
+        values = {fact.get(key) for fact in facts}
+        return values.pop() if len(values) == 1 else None
+
+    peaks = [fact["peak_memory_bytes"] for fact in facts if fact.get("peak_memory_bytes")]
+    return Speed(
+        device=device,
+        tiles_per_second=statistics.median(fact["tiles_per_second"] for fact in facts),
+        peak_memory_bytes=max(peaks, default=None),
+        batch_size=common("batch_size"),
+        input_size=common("input_size"),
+    )

@@ -1,1 +1,0 @@
-"""The report: what evaluations found, as tables and plots in one page."""

@@ -1,0 +1,1 @@
+"""A run's folder: what it holds, its record and its checkpoints."""

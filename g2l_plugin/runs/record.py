@@ -1,0 +1,147 @@
+"""The record of a run: saved in every checkpoint, and all that publishing needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+import torch
+from torch import nn
+
+from g2l_plugin.encoders.encoder import Encoder, Provenance
+from g2l_plugin.errors import UserError
+
+KEY = "g2l"
+"""Key of the record in a checkpoint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EncoderRecord:
+    """What a run knows of one of its encoders.
+
+    Attributes:
+        provenance: The weights it started with.
+        parameters: Number of weights.
+        flops: Floating-point operations per image.
+        embedding_dim: Width of its embeddings.
+        input_size: Height and width of that image, in pixels.
+    """
+
+    provenance: Provenance
+    parameters: int
+    flops: int
+    embedding_dim: int
+    input_size: tuple[int, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunRecord:
+    """What a checkpoint knows of its run.
+
+    Attributes:
+        teacher: The teacher.
+        student: The student, with the weights that it started from.
+        network: The student's config.json, from which timm builds its network.
+        loss: Name and settings of the loss.
+        finished: Whether the run had ended.
+        step: Optimizer steps taken.
+        tiles_seen: Tiles seen in training.
+        seconds: Time of training over all resumed parts, in seconds.
+        hardware: The devices, e.g. `2 x NVIDIA H200`.
+        cohort: `tiles` and, if known, `slides` and `centres` (slides per centre).
+        alignment: `val/cosine`, `val/cka` and the `step` of their computation; may be empty.
+        further_teachers: The teachers after the first.
+        widths: Prefixes of the student's embedding that were distilled too.
+    """
+
+    teacher: EncoderRecord
+    student: EncoderRecord
+    network: dict[str, Any]
+    loss: str
+    finished: bool = False
+    step: int = 0
+    tiles_seen: int = 0
+    seconds: float = 0.0
+    hardware: str = ""
+    cohort: dict[str, Any] = dataclasses.field(default_factory=dict)
+    alignment: dict[str, float] = dataclasses.field(default_factory=dict)
+    further_teachers: tuple[EncoderRecord, ...] = ()
+    widths: tuple[int, ...] = ()
+
+    @property
+    def teachers(self) -> tuple[EncoderRecord, ...]:
+        """All teachers."""
+        return (self.teacher, *self.further_teachers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, which PyTorch reads from a checkpoint without running code."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_checkpoint(cls, checkpoint: dict[str, Any], source: str) -> RunRecord:
+        """Reads the record of a checkpoint.
+
+        Args:
+            checkpoint: The loaded checkpoint.
+            source: Its path, for errors.
+
+        Raises:
+            UserError: It has no record.
+        """
+        try:
+            values = dict(checkpoint[KEY])
+            for role in ("teacher", "student"):
+                values[role] = _rebuild(values[role])
+            values["further_teachers"] = tuple(
+                _rebuild(part) for part in values.get("further_teachers", ())
+            )
+            values["widths"] = tuple(values.get("widths", ()))
+            return cls(**values)
+        except (KeyError, TypeError) as error:
+            raise UserError(
+                f"{source} is no checkpoint of a distillation by this version ({error!r}). "
+                "Expected checkpoints/last.ckpt of a run of g2l_plugin.KDTrainer."
+            ) from error
+
+
+def record_encoder(encoder: Encoder, size: int) -> EncoderRecord:
+    """Records an encoder; runs it once to count its FLOPs.
+
+    Args:
+        encoder: The encoder.
+        size: Height and width of its images in the run, in pixels.
+    """
+    return EncoderRecord(
+        provenance=encoder.provenance,
+        parameters=encoder.count_parameters(),
+        flops=encoder.count_flops(size),
+        embedding_dim=encoder.embedding_dim,
+        input_size=(size, size),
+    )
+
+
+def describe_loss(loss: nn.Module) -> str:
+    """Name and settings of a loss, e.g. `LogSumLoss(alpha=4)`."""
+    settings = {k: v for k, v in vars(loss).items() if isinstance(v, int | float) and k[0] != "_"}
+    settings.pop("training", None)
+    inner = ", ".join(f"{name}={value:g}" for name, value in settings.items())
+    return f"{type(loss).__name__}({inner})"
+
+
+def describe_hardware(device: torch.device, n_devices: int) -> str:
+    """The devices of a run, e.g. `2 x NVIDIA H200`."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    elif device.type == "cpu":
+        name = f"CPU ({os.cpu_count()} cores)"
+    else:
+        name = device.type
+    return f"{n_devices} x {name}"
+
+
+def _rebuild(values: dict[str, Any]) -> EncoderRecord:
+    parts = dict(values)
+    parts["provenance"] = Provenance(**parts["provenance"])
+    parts["input_size"] = tuple(parts["input_size"])
+    return EncoderRecord(**parts)

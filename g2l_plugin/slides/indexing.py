@@ -1,0 +1,256 @@
+"""Making an index: a cohort is chosen and its slides are indexed in parallel.
+
+Each file is written under another name and renamed once it is complete, so indexing can be
+interrupted at any time and continues from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from loguru import logger
+from PIL import Image
+from tqdm import tqdm
+
+from g2l_plugin.errors import UserError
+from g2l_plugin.files import new_file, write_text
+from g2l_plugin.parallel import WorkerCrash, run_in_processes
+from g2l_plugin.slides.cohort import CohortSlide, choose_cohort, read_cohort, write_cohort
+from g2l_plugin.slides.index import Index, read_settings, summarize_index
+from g2l_plugin.slides.index_files import (
+    read_current_record,
+    read_moved_record,
+    read_tiles,
+    remove_partial_files,
+    thumbnail_path,
+    write_table,
+)
+from g2l_plugin.slides.slide import SlideError
+from g2l_plugin.slides.tile_grid import SlideRecord, TileGrid, index_slide
+
+_Job = tuple[Path, Path, CohortSlide, TileGrid]
+"""Folder of the index, folder of the slides, the slide, and the grid."""
+
+
+def build_index(
+    index_dir: str | Path,
+    grid: TileGrid,
+    root: str | Path,
+    slides: str | Path | Sequence[str] | None = None,
+    n_slides: int | None = None,
+    seed: int = 0,
+    one_per_patient: bool = True,
+    keep_duplicates: bool = False,
+    max_lost: float = 0.01,
+    workers: int | None = None,
+    shard: tuple[int, int] | None = None,
+) -> Index | None:
+    """Chooses a cohort and indexes its slides in parallel, continuing an index that exists.
+
+    The cohort is chosen again only if the arguments of the choice have changed, and a slide is
+    indexed again only if its file or the grid has changed.
+
+    Args:
+        index_dir: Folder of the index.
+        grid: Size and resolution of the tiles, and which are kept.
+        root: Folder of the slides.
+        slides: The slides to choose from, as in `choose_cohort`.
+        n_slides: How many slides to choose; None chooses all.
+        seed: Seed of the choice.
+        one_per_patient: Whether to use at most one slide per patient.
+        keep_duplicates: Whether to use slides of the same content more than once.
+        max_lost: Maximum share of the chosen slides that may be missing from `root`.
+        workers: Number of processes; None uses one per CPU core.
+        shard: (i, n), with i from 1 to n, indexes only every n-th slide and writes no summary: for
+            n machines that share `index_dir`.
+
+    Returns:
+        The index, or None for a shard.
+
+    Raises:
+        UserError: There are no slides, too many are missing, or their folder disappears. The slides
+            indexed until then are kept.
+
+    Examples:
+        >>> from g2l_plugin import TileGrid, build_index
+        >>> from g2l_plugin.demo.generate import make_cohort
+        >>> _ = make_cohort("demo", n_slides=4, size=512, show_progress=False)
+        >>> index = build_index("index", TileGrid(width=64, height=64), "demo/slides")
+        >>> [slide.slide for slide in index.used()]
+        ['east-001.tiff', 'north-000.tiff', 'south-002.tiff', 'west-003.tiff']
+        >>> (index.folder / "index.html").is_file()
+        True
+    """
+    root, folder = Path(root).expanduser(), Path(index_dir).expanduser()
+    choice = {
+        "root": str(root.resolve()),
+        "slides": str(slides) if isinstance(slides, (str, Path)) else slides,
+        "n_slides": n_slides,
+        "seed": seed,
+        "one_per_patient": one_per_patient,
+    }
+    settings = {
+        "cohort": choice,
+        "grid": dataclasses.asdict(grid),
+        "keep_duplicates": keep_duplicates,
+    }
+    cohort = _read_same_cohort(folder, choice)
+    if cohort is None:
+        cohort = choose_cohort(root, slides, n_slides, seed, one_per_patient)
+        _check_downloads(folder, root, slides, cohort, max_lost)
+        write_cohort(folder / "cohort.csv", cohort)
+    # After the cohort: settings on disk mean that the cohort they chose is on disk too.
+    write_text(folder / "index.json", json.dumps(settings, indent=1) + "\n")
+    part = cohort if shard is None else cohort[shard[0] - 1 :: shard[1]]
+    _index_slides(folder, root, part, grid, workers)
+    if shard is not None:
+        return None
+    return summarize_index(folder, grid, root, keep_duplicates)
+
+
+def _read_same_cohort(folder: Path, choice: dict[str, Any]) -> list[CohortSlide] | None:
+    """Reads the cohort that the same choice wrote before, or returns None."""
+    if not (folder / "index.json").is_file():
+        return None
+    written = read_settings(folder)["cohort"]
+    if written == choice:
+        return read_cohort(folder / "cohort.csv")
+    changed = [
+        f"{key} {written.get(key)!r} to {choice[key]!r}"
+        for key in choice
+        if written.get(key) != choice[key]
+    ]
+    logger.warning(f"The cohort of {folder} is chosen again: {', '.join(changed)}.")
+    return None
+
+
+def _check_downloads(
+    folder: Path,
+    root: Path,
+    slides: str | Path | Sequence[str] | None,
+    cohort: Sequence[CohortSlide],
+    max_lost: float,
+) -> None:
+    """Raises an error if too many slides are missing.
+
+    If they come from a GDC manifest, a manifest of the missing slides is written for the download.
+    """
+    missing = [slide for slide in cohort if not (root / slide.slide).is_file()]
+    if len(missing) <= max_lost * len(cohort):
+        return
+    message = (
+        f"{len(missing)} of the {len(cohort)} slides chosen are not in {root}, "
+        f"first {missing[0].slide}."
+    )
+    if all(slide.md5 for slide in missing):
+        lines = ["id\tfilename\tmd5\tsize\tstate"]
+        for slide in missing:
+            identifier, _, name = slide.slide.rpartition("/")
+            lines.append(f"{identifier}\t{name}\t{slide.md5}\t{slide.bytes or ''}\treleased")
+        manifest = folder / "gdc_manifest.txt"
+        write_text(manifest, "\n".join(lines) + "\n")
+        message += f" Download them: gdc-client download -m {manifest} -d {root}"
+    else:
+        message += f" Give their paths relative to {root} in {slides}."
+    raise UserError(message)
+
+
+def _index_slides(
+    folder: Path, root: Path, slides: Sequence[CohortSlide], grid: TileGrid, workers: int | None
+) -> None:
+    """Indexes the slides that are not indexed yet."""
+    for name in ("slides", "thumbnails"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    jobs = [
+        (folder, root, slide, grid)
+        for slide in slides
+        if read_current_record(folder, root, slide, grid) is None
+    ]
+    if not jobs:
+        return
+    progress = tqdm(
+        desc="Indexing slides",
+        total=len(slides),
+        initial=len(slides) - len(jobs),
+        unit="slide",
+        dynamic_ncols=True,
+    )
+    problems: Counter[str] = Counter()
+    with progress, contextlib.closing(run_in_processes(_index_to_files, jobs, workers)) as results:
+        for job, problem in results:
+            if isinstance(problem, WorkerCrash):
+                problem = _record_crash(job)
+            if problem:
+                problems[problem] += 1
+                progress.set_postfix(problems)
+                if not root.is_dir():
+                    raise UserError(
+                        f"Slide folder {root} disappeared after {progress.n} of {len(slides)} "
+                        "slides. Restore it and run the same command: it continues from there."
+                    )
+            progress.update()
+
+
+def _index_to_files(job: _Job) -> str:
+    """Indexes one slide and writes its files; returns its problem, or ""."""
+    folder, root, slide, grid = job
+    path = root / slide.slide
+    try:
+        stat = path.stat()
+    except OSError:
+        return "missing"  # nothing is written, so that the next run looks again
+    remove_partial_files(folder, slide)
+    tiles: dict[str, Any] = {}
+    thumbnail = None
+    record = read_moved_record(folder, root, slide, grid)
+    if record is not None:
+        tiles = read_tiles(folder, slide)
+    elif slide.bytes is not None and slide.bytes != stat.st_size:
+        message = f"Slide {path} has {stat.st_size:,} of {slide.bytes:,} bytes. Download it again."
+        record = SlideRecord(problem="incomplete", message=message)
+    else:
+        record, tiles, thumbnail = _try_to_index(path, grid)
+        if record.problem and not path.is_file():
+            return "missing"
+    record = dataclasses.replace(record, bytes=stat.st_size, modified=stat.st_mtime_ns)
+    if thumbnail is not None:
+        with new_file(thumbnail_path(folder, slide)) as partial:
+            thumbnail.save(partial, format="jpeg", quality=80)
+    write_table(folder, slide, grid, record, tiles)
+    return record.problem
+
+
+def _try_to_index(
+    path: Path, grid: TileGrid
+) -> tuple[SlideRecord, dict[str, Any], Image.Image | None]:
+    """Indexes a slide as `index_slide` does, or records why it cannot be used."""
+    try:
+        return index_slide(path, grid)
+    except SlideError as error:
+        overwritten = error.problem in ("no resolution", "wrong resolution")
+        record = SlideRecord(problem=error.problem, message=str(error), mpp_overwritten=overwritten)
+    except Exception as error:  # a damaged file can raise any error in the libraries that read it
+        message = f"Slide {path} cannot be indexed: {error!r}. The file is damaged: move it away."
+        record = SlideRecord(problem="damaged", message=message)
+    return record, {}, None
+
+
+def _record_crash(job: _Job) -> str:
+    """Writes the record of a slide whose process died; returns its problem."""
+    folder, root, slide, grid = job
+    path = root / slide.slide
+    stat = path.stat()
+    record = SlideRecord(
+        problem="crashes the reader",
+        message=f"Slide {path} crashes the library that reads it. Move it away.",
+        bytes=stat.st_size,
+        modified=stat.st_mtime_ns,
+    )
+    write_table(folder, slide, grid, record, {})
+    return record.problem

@@ -1,0 +1,103 @@
+"""A whole slide at low resolution, from which tissue is found and thumbnails are drawn."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from g2l_plugin.slides.slide import SlideError, open_slide, paste_on_white
+
+_STRIP_PIXELS = 1 << 24
+"""Pixels of the slide read at a time: 64 MiB."""
+
+_MIN_PART = 16
+"""A part whose longer side is at most this many pixels of the overview is not divided further."""
+
+_Part = tuple[int, int, int, int]
+"""Left, upper, right and lower edge of a part of an overview, in its pixels."""
+
+
+def read_overview(path: str | Path, mpp: float, target_mpp: float) -> tuple[np.ndarray, np.ndarray]:
+    """Reads a whole slide at low resolution, one strip at a time.
+
+    A slide without a pyramid may have 10 GB of pixels, so only one strip is in memory. Where the
+    slide is damaged, smaller and smaller parts are read.
+
+    Args:
+        path: The slide.
+        mpp: Microns per pixel of its level 0.
+        target_mpp: Microns per pixel of the overview; a small slide is not upsampled.
+
+    Returns:
+        The overview, uint8 RGB (height, width, 3), white where it cannot be read; and a mask of the
+        pixels that cannot be read, bool (height, width).
+
+    Raises:
+        SlideError: The slide cannot be opened, or no part of it can be read.
+    """
+    slide = open_slide(path)
+    scale = max(target_mpp / mpp, 1.0)
+    level = slide.get_best_level_for_downsample(scale)
+    width, height = (max(round(length / scale), 1) for length in slide.dimensions)
+    level_width, level_height = slide.level_dimensions[level]
+    step = (level_width / width, level_height / height)
+    rows = max(int(_STRIP_PIXELS / (step[0] * step[1] * width)), 1)
+    pixels = np.full((height, width, 3), 255, np.uint8)
+    unreadable = np.zeros((height, width), bool)
+    parts = [(0, top, width, min(top + rows, height)) for top in range(0, height, rows)][::-1]
+    last_error = None
+    while parts:
+        part = parts.pop()
+        x0, y0, x1, y1 = part
+        try:
+            pixels[y0:y1, x0:x1] = _read_part(slide, level, step, part)
+        except openslide.OpenSlideError as error:
+            last_error = error
+            # OpenSlide refuses every later read through a handle that failed once.
+            slide.close()
+            slide = open_slide(path)
+            if max(x1 - x0, y1 - y0) > _MIN_PART:
+                parts += _divide(part)
+            else:
+                unreadable[y0:y1, x0:x1] = True
+    slide.close()
+    if unreadable.all():
+        raise SlideError(
+            "damaged",
+            f"OpenSlide cannot read {path} ({last_error}). The file is damaged: move it away.",
+        )
+    return pixels, unreadable
+
+
+def _read_part(
+    slide: openslide.OpenSlide, level: int, step: tuple[float, float], part: _Part
+) -> np.ndarray:
+    """Reads a part of an overview.
+
+    Args:
+        slide: The open slide.
+        level: The pyramid level to read from.
+        step: Pixels of that level per pixel of the overview, horizontally and vertically.
+        part: The part.
+
+    Returns:
+        uint8 RGB (height, width, 3).
+    """
+    x0, y0, x1, y1 = part
+    left, top = round(x0 * step[0]), round(y0 * step[1])
+    size = (max(round(x1 * step[0]) - left, 1), max(round(y1 * step[1]) - top, 1))
+    downsample = slide.level_downsamples[level]
+    region = slide.read_region((round(left * downsample), round(top * downsample)), level, size)
+    image = paste_on_white(region).resize((x1 - x0, y1 - y0), Image.Resampling.BOX)
+    return np.asarray(image)
+
+
+def _divide(part: _Part) -> list[_Part]:
+    """Divides a part into quarters, or into halves if it is one pixel wide or high."""
+    x0, y0, x1, y1 = part
+    xs, ys = sorted({x0, (x0 + x1) // 2, x1}), sorted({y0, (y0 + y1) // 2, y1})
+    return [(a, c, b, d) for a, b in pairwise(xs) for c, d in pairwise(ys)]

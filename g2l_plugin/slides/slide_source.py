@@ -1,0 +1,148 @@
+"""Tiles read from the slides of a cohort, with substitutes for unreadable ones."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import openslide
+import pandas as pd
+import torch
+from loguru import logger
+
+from g2l_plugin.errors import UserError
+from g2l_plugin.slides.index import SlideIndex
+from g2l_plugin.slides.lost_tiles import LostTiles
+from g2l_plugin.slides.reader import SlideReader
+from g2l_plugin.slides.slide import SlideError
+
+_NEIGHBOURS = (1, -1, 2, -2, 3, -3, 4, -4)
+"""Substitutes to try first: tiles of the same slide, by the difference of their numbers."""
+
+_OTHER_TILES = 8
+"""Random tiles of all slides to try if no neighbour can be read."""
+
+
+class SlideTiles:
+    """The tiles of slides, read from the slides (a `TileSource`).
+
+    If a tile cannot be read, it counts as lost, and a neighbour in its slide or a tile of another
+    slide is read in its place. A lost tile has the same substitute in every epoch.
+
+    Attributes:
+        paths: The slides.
+        slide_of_tile: Position in `paths` of each tile's slide, ascending, int32 (tiles,).
+        xy: Upper left corners in pixels of level 0, int32 (tiles, 2).
+    """
+
+    def __init__(
+        self,
+        slides: Sequence[SlideIndex],
+        size: tuple[int, int],
+        max_lost: float = 0.01,
+        max_open_slides: int = 64,
+    ) -> None:
+        """Initialises the tiles; no slide is opened yet.
+
+        Args:
+            slides: The slides and the places of their tiles.
+            size: Width and height of the tiles.
+            max_lost: Largest share of tiles that may be unreadable, 0 to 1.
+            max_open_slides: Slides that each process keeps open.
+        """
+        self.paths = [slide.path for slide in slides]
+        self.reader = SlideReader(self.paths, [s.plan for s in slides], size, max_open_slides)
+        self._max_lost = max_lost
+        # Flat arrays, 12 bytes per tile: ten million tiles are 120 MB, shared by forked workers.
+        counts = [len(slide.xy) for slide in slides]
+        self.slide_of_tile = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        self.xy = np.concatenate([np.empty((0, 2), np.int32), *(slide.xy for slide in slides)])
+        self._lost = LostTiles(len(self.xy), max_lost)
+
+    def __len__(self) -> int:
+        """Tiles of all slides."""
+        return len(self.xy)
+
+    @property
+    def group_sizes(self) -> np.ndarray:
+        """Tiles of each slide, (slides,)."""
+        return np.bincount(self.slide_of_tile, minlength=len(self.paths))
+
+    def keep(self, numbers: np.ndarray) -> None:
+        """Keeps only these tiles, ascending, and renumbers them from 0."""
+        self.slide_of_tile, self.xy = self.slide_of_tile[numbers], self.xy[numbers]
+        self._lost = LostTiles(len(numbers), self._max_lost)
+
+    def read(self, number: int) -> torch.Tensor:
+        """Reads a tile, or its substitute.
+
+        Returns:
+            uint8 RGB (3, height, width).
+
+        Raises:
+            UserError: More tiles are lost than `max_lost` allows, or no substitute can be read.
+        """
+        for candidate in self._candidates(number):
+            if candidate in self._lost:
+                continue
+            slide = int(self.slide_of_tile[candidate])
+            x, y = self.xy[candidate].tolist()
+            try:
+                return torch.from_numpy(self.reader.read(slide, x, y))
+            except SlideError as error:
+                self._lose(slide, *self._span(slide), str(error))
+            except openslide.OpenSlideError as error:
+                message = f"Slide {self.paths[slide]} is damaged at ({x}, {y}): {error}."
+                self._lose(slide, candidate, candidate + 1, message)
+        raise UserError(
+            f"Neither {self.paths[self.slide_of_tile[number]]} nor {_OTHER_TILES} tiles of other "
+            "slides can be read. Bring the slides back, and resume from the last checkpoint."
+        )
+
+    def substitutes(self, numbers: np.ndarray) -> np.ndarray:
+        """Says which of these tiles were replaced by a substitute on this device, bool (tiles,)."""
+        return self._lost.flags(numbers)
+
+    def lost(self) -> np.ndarray:
+        """Numbers of the tiles that no process of this device could read, ascending, int64."""
+        return self._lost.numbers()
+
+    def locate(self, numbers: np.ndarray) -> pd.DataFrame:
+        """Lists number, slide (path) and upper left corner (level 0) of tiles."""
+        slides = [self.paths[slide] for slide in self.slide_of_tile[numbers]]
+        x, y = self.xy[numbers].T
+        return pd.DataFrame({"tile": numbers, "slide": slides, "x": x, "y": y})
+
+    def describe(self) -> str:
+        """Numbers of tiles and slides, for the log."""
+        return f"{len(self):,} tiles of {len(self.paths):,} slides"
+
+    def fingerprint(self) -> str:
+        """SHA-256 of slide names and tile places; the folder of the slides does not change it."""
+        digest = hashlib.sha256("\n".join(path.name for path in self.paths).encode())
+        digest.update(self.slide_of_tile.tobytes())
+        digest.update(self.xy.tobytes())
+        return digest.hexdigest()
+
+    def _candidates(self, number: int) -> Iterator[int]:
+        """The tile, its neighbours in the slide, then tiles of any slide; always the same."""
+        yield number
+        for distance in _NEIGHBOURS:
+            neighbour = number + distance
+            if 0 <= neighbour < len(self) and (
+                self.slide_of_tile[neighbour] == self.slide_of_tile[number]
+            ):
+                yield neighbour
+        rng = np.random.default_rng(number)
+        yield from rng.integers(len(self), size=_OTHER_TILES).tolist()
+
+    def _span(self, slide: int) -> tuple[int, int]:
+        """The first tile of a slide, and the one after its last."""
+        start, stop = np.searchsorted(self.slide_of_tile, [slide, slide + 1]).tolist()
+        return start, stop
+
+    def _lose(self, slide: int, start: int, stop: int, message: str) -> None:
+        if not self._lost.any(*self._span(slide)):  # warn once per slide, not once per tile
+            logger.warning(f"{message} Substitute tiles are read in place of unreadable ones.")
+        self._lost.add(start, stop, message)

@@ -1,0 +1,217 @@
+"""The tiles of one slide: a non-overlapping grid over its tissue, without artefacts."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import openslide
+from PIL import Image
+
+from g2l_plugin.slides import tissue
+from g2l_plugin.slides.overview import read_overview
+from g2l_plugin.slides.slide import (
+    ReadPlan,
+    has_mpp,
+    objective_power,
+    open_slide,
+    plan_reads,
+    read_tile,
+    slide_mpp,
+)
+from g2l_plugin.slides.thumbnail import draw_thumbnail
+
+_SQUARE = 8
+"""The table lists tiles in squares of 8 by 8, because neighbours share compressed pixels."""
+
+_MAX_INK = 0.05
+"""A tile is left out if a larger share of its area is ink."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TileGrid:
+    """The size and resolution of tiles, and which tiles are kept.
+
+    Attributes:
+        width: Tile width in pixels at `target_mpp`.
+        height: Tile height in pixels at `target_mpp`.
+        target_mpp: Microns per pixel of the tiles.
+        overwrite_mpp: Microns per pixel of slides whose metadata has none.
+        min_tissue: Minimum share of a tile's area that is tissue, 0 to 1.
+        min_sharpness: Minimum sharpness (`tissue.sharpness`) of a tile; 0 does not measure it.
+    """
+
+    width: int = 256
+    height: int = 256
+    target_mpp: float = 0.5
+    overwrite_mpp: float | None = None
+    min_tissue: float = 0.5
+    min_sharpness: float = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class SlideRecord:
+    """The outcome of indexing one slide.
+
+    Attributes:
+        problem: Why the slide cannot be used, as `SlideProblem` or "duplicate"; "" if it can.
+        message: The problem in one sentence.
+        bytes: Size of the file when it was indexed.
+        modified: When the file was last modified, in nanoseconds since 1970.
+        quickhash: OpenSlide's hash of the slide's content, or "".
+        width: Width of level 0 in pixels.
+        height: Height of level 0 in pixels.
+        mpp: Microns per pixel of level 0.
+        mpp_overwritten: Whether the metadata has no mpp, so that `overwrite_mpp` decides.
+        objective_power: Magnification of the objective, e.g. 20 or 40; None if unknown.
+        plan: How the slide's tiles are read.
+        tiles: Tiles kept.
+        little_tissue: Tiles left out because they have some tissue, but less than `min_tissue`.
+        ink: Tiles left out because of ink.
+        blurred: Tiles left out because they are out of focus.
+        damaged: Tiles left out because they cannot be read.
+    """
+
+    problem: str = ""
+    message: str = ""
+    bytes: int = 0
+    modified: int = 0
+    quickhash: str = ""
+    width: int = 0
+    height: int = 0
+    mpp: float = 0.0
+    mpp_overwritten: bool = False
+    objective_power: float | None = None
+    plan: ReadPlan | None = None
+    tiles: int = 0
+    little_tissue: int = 0
+    ink: int = 0
+    blurred: int = 0
+    damaged: int = 0
+
+    @property
+    def outcome(self) -> str:
+        """The problem, "no tissue" or "used"."""
+        return self.problem or ("used" if self.tiles else "no tissue")
+
+
+def index_slide(
+    path: Path, grid: TileGrid
+) -> tuple[SlideRecord, dict[str, np.ndarray], Image.Image]:
+    """Lays a non-overlapping grid over a slide and keeps the tiles on tissue without artefacts.
+
+    Returns:
+        The record; the tiles as columns x, y (int32, level 0), tissue and sharpness (float32, NaN
+        if not measured); and the thumbnail that shows them.
+
+    Raises:
+        SlideError: The slide cannot be opened or read, or its resolution is unknown or too coarse.
+    """
+    with open_slide(path) as slide:
+        mpp = slide_mpp(slide, path, grid.overwrite_mpp)
+        plan = plan_reads(slide, path, mpp, grid.target_mpp, (grid.width, grid.height))
+        slide_size = slide.dimensions
+        record = SlideRecord(
+            quickhash=slide.properties.get(openslide.PROPERTY_NAME_QUICKHASH1, ""),
+            width=slide_size[0],
+            height=slide_size[1],
+            mpp=mpp,
+            mpp_overwritten=not has_mpp(slide),
+            objective_power=objective_power(slide),
+            plan=plan,
+        )
+    overview, unreadable = read_overview(path, mpp, tissue.OVERVIEW_MPP)
+    xy = _grid_corners(slide_size, plan.level0_size)
+    mask = tissue.tissue_mask(overview)
+    share = _area_means(mask, xy, plan.level0_size, slide_size)
+    ink = _area_means(tissue.ink_mask(overview), xy, plan.level0_size, slide_size)
+    on_tissue = share >= grid.min_tissue
+    inked = on_tissue & (ink > _MAX_INK)
+    candidates = np.flatnonzero(on_tissue & ~inked)
+    sharpness = np.full(len(xy), np.nan, np.float32)
+    damaged = _area_means(unreadable, xy, plan.level0_size, slide_size) > 0.5
+    if grid.min_sharpness > 0:
+        sharpness[candidates] = _measure_sharpness(path, plan, mpp, xy[candidates])
+        damaged[candidates] = np.isnan(sharpness[candidates])
+    # Each tile that is left out counts once: as damaged before inked or blurred.
+    inked &= ~damaged
+    blurred = (sharpness < grid.min_sharpness) & ~damaged
+    kept = on_tissue & ~inked & ~blurred & ~damaged
+    record = dataclasses.replace(
+        record,
+        tiles=int(kept.sum()),
+        little_tissue=int(((share > 0) & ~on_tissue).sum()),
+        ink=int(inked.sum()),
+        blurred=int(blurred.sum()),
+        damaged=int(damaged.sum()),
+    )
+    tiles = {
+        "x": xy[kept, 0],
+        "y": xy[kept, 1],
+        "tissue": share[kept].astype(np.float32),
+        "sharpness": sharpness[kept],
+    }
+    left_out = {"ink": xy[inked], "blurred": xy[blurred], "damaged": xy[damaged]}
+    thumbnail = draw_thumbnail(overview, mask, slide_size, plan.level0_size, xy[kept], left_out)
+    return record, tiles, thumbnail
+
+
+def _grid_corners(slide_size: tuple[int, int], tile_size: tuple[int, int]) -> np.ndarray:
+    """Upper left corners of the tiles that fit into a slide, square by square, int32 (tiles, 2)."""
+    columns, rows = (slide_size[axis] // tile_size[axis] for axis in (0, 1))
+    x, y = np.meshgrid(np.arange(columns) * tile_size[0], np.arange(rows) * tile_size[1])
+    xy = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.int32)
+    return xy[_square_by_square(columns, rows)]
+
+
+def _square_by_square(columns: int, rows: int) -> np.ndarray:
+    """Orders a grid in squares of 8 by 8, row by row within each, so that neighbours are close."""
+    row, column = np.divmod(np.arange(columns * rows), max(columns, 1))
+    return np.lexsort([column, row, column // _SQUARE, row // _SQUARE])
+
+
+def _measure_sharpness(path: Path, plan: ReadPlan, mpp: float, xy: np.ndarray) -> np.ndarray:
+    """Measures the sharpness of tiles, float32 (tiles,), NaN for tiles that cannot be read."""
+    values = np.full(len(xy), np.nan, np.float32)
+    slide = open_slide(path)
+    # Sharpness is measured at FOCUS_MPP, and reading from a coarser level is faster.
+    level = slide.get_best_level_for_downsample(1.1 * tissue.FOCUS_MPP / mpp)
+    downsample = slide.level_downsamples[level]
+    width, height = (max(round(length / downsample), 1) for length in plan.level0_size)
+    focus_plan = ReadPlan(level, (width, height), plan.level0_size)
+    for number, (x, y) in enumerate(xy.tolist()):
+        try:
+            pixels = read_tile(slide, focus_plan, x, y, (width, height))
+        except openslide.OpenSlideError:
+            # OpenSlide refuses every later read through a handle that failed once.
+            slide.close()
+            slide = open_slide(path)
+            continue
+        values[number] = tissue.sharpness(pixels, mpp * downsample)
+    slide.close()
+    return values
+
+
+def _area_means(
+    mask: np.ndarray, xy: np.ndarray, size: tuple[int, int], slide_size: tuple[int, int]
+) -> np.ndarray:
+    """Averages a mask over the area of each tile, with an integral image.
+
+    Args:
+        mask: The mask of the whole slide at any resolution, bool (height, width).
+        xy: Upper left corners of the tiles in pixels of level 0, (tiles, 2).
+        size: Width and height of a tile in pixels of level 0.
+        slide_size: Width and height of the slide in pixels of level 0.
+
+    Returns:
+        The means, float (tiles,).
+    """
+    integral = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    scale = np.array([mask.shape[1] / slide_size[0], mask.shape[0] / slide_size[1]])
+    limits = np.array([mask.shape[1], mask.shape[0]])
+    start = np.minimum(np.floor(xy * scale).astype(int), limits - 1)
+    stop = np.clip(np.ceil((xy + np.array(size)) * scale).astype(int), start + 1, limits)
+    (x0, y0), (x1, y1) = start.T, stop.T
+    total = integral[y1, x1] - integral[y0, x1] - integral[y1, x0] + integral[y0, x0]
+    return total / ((x1 - x0) * (y1 - y0))

@@ -1,0 +1,47 @@
+"""The interface between a dataset and the place where its tiles are stored."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import pandas as pd
+import torch
+
+
+class TileSource(Protocol):
+    """Numbered tiles, all of one size, from slides or from a pack.
+
+    Tiles that are cheap to read together have neighbouring numbers and form a group: a slide, or a
+    shard of a pack.
+    """
+
+    @property
+    def group_sizes(self) -> np.ndarray:
+        """Tiles of each group, in the order of their numbers, int (groups,)."""
+
+    def __len__(self) -> int:
+        """Number of tiles."""
+
+    def read(self, number: int) -> torch.Tensor:
+        """Reads a tile, or its substitute if it is unreadable, uint8 RGB (3, height, width)."""
+
+    def substitutes(self, numbers: np.ndarray) -> np.ndarray:
+        """Says which of these tiles were replaced by a substitute, bool (len(numbers),)."""
+
+    def lost(self) -> np.ndarray:
+        """Numbers of the tiles that could not be read in any process, ascending, int64."""
+
+    def locate(self, numbers: np.ndarray) -> pd.DataFrame:
+        """Lists where tiles are.
+
+        Returns:
+            One row per tile with its number (`tile`) and, for tiles of slides, the slide's path
+            (`slide`) and the upper left corner in pixels of level 0 (`x`, `y`).
+        """
+
+    def describe(self) -> str:
+        """Describes the tiles in a few words, for the log."""
+
+    def fingerprint(self) -> str:
+        """SHA-256 that identifies the tiles and their numbering, independent of their folder."""

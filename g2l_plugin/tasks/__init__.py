@@ -1,1 +1,0 @@
-"""Benchmark tasks: official downloads to manifests, manifests to datasets, eva configs."""

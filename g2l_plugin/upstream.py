@@ -1,0 +1,98 @@
+"""The private parts of eva and Lightning that this package touches, each with its reason.
+
+Written for kaiko-eva 0.4.5 and Lightning 2.6.6. Where a public way appears, it replaces its entry
+here. `tests/test_upstream.py` fails when a name is gone. Methods that subclasses are meant to
+override are not listed.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import lightning.pytorch as pl
+from eva.core.callbacks.config import _load_submitted_config
+from eva.core.trainers import Trainer
+from eva.core.trainers._recorder import SessionRecorder
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.utilities import rank_zero_only
+
+
+def submitted_config() -> dict[str, Any] | None:
+    """The configuration that eva's command line received, resolved; None outside of it.
+
+    eva 0.4.5 reads it from `sys.argv` for its ConfigurationLogger and offers no public way.
+    """
+    if not any(argument.endswith(".yaml") for argument in sys.argv[1:]):
+        return None
+    return _load_submitted_config()
+
+
+def write_session_results_once() -> None:
+    """Makes eva write a session's results.json on the first device only.
+
+    eva 0.4.5 writes it on every device, into the same file.
+    """
+    SessionRecorder.save = rank_zero_only(SessionRecorder.save)  # type: ignore[method-assign]
+
+
+def set_session(trainer: Trainer, session_id: str) -> None:
+    """Makes a trainer continue a session.
+
+    eva 0.4.5 names a session by the time of its start and cannot be given one.
+    """
+    trainer._session_id = session_id
+
+
+def attached_trainer(module: pl.LightningModule) -> pl.Trainer | None:
+    """The trainer of a module; None outside of a run.
+
+    The public property of Lightning 2.6 raises an error instead.
+    """
+    return module._trainer  # type: ignore[return-value]
+
+
+def take_over_processes(trainer: pl.Trainer) -> list[subprocess.Popen]:
+    """The processes of other devices that Lightning has started on this machine.
+
+    Lightning 2.6 watches its list of them and kills this process when one ends. The list is
+    emptied: the caller ends them.
+    """
+    launcher = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher):
+        return []
+    processes = list(launcher.procs)
+    launcher.procs.clear()
+    return processes
+
+
+def skip_sigterm_broadcast(trainer: pl.Trainer) -> None:
+    """Keeps the host from waiting for the devices before each batch.
+
+    Lightning 2.6 broadcasts there whether one of them received SIGTERM; `StepSync` does that
+    without waiting.
+    """
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = _nothing  # type: ignore[method-assign]
+
+
+def checkpoint_interval(callback: ModelCheckpoint) -> int:
+    """Optimizer steps between two checkpoints; Lightning 2.6 keeps its argument private."""
+    return callback._every_n_train_steps
+
+
+def image_transforms(dataset: Any) -> Callable[..., Any] | None:
+    """The image transforms of one of eva's datasets; eva 0.4.5 has two private names for them."""
+    transforms = getattr(dataset, "_transforms", None)
+    return transforms or getattr(dataset, "_image_transforms", None)
+
+
+def registry_name(network: Any) -> str | None:
+    """The name of a backbone in eva's registry; None for other networks."""
+    return getattr(network, "_model_name", None)
+
+
+def _nothing() -> None:
+    """Does nothing."""

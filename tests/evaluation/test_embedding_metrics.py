@@ -1,0 +1,188 @@
+import copy
+import dataclasses
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from g2l_plugin.errors import UserError
+from g2l_plugin.evaluation.embedding_files import EmbeddingsInMemory, read_embeddings
+from g2l_plugin.evaluation.embedding_metrics import CKA, EmbeddingMetrics
+from g2l_plugin.metrics.cka import align
+from g2l_plugin.metrics.knn import KNNVoting
+from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, merge
+from g2l_plugin.metrics.robustness import RobustnessIndex
+
+MODEL = {"name": "hf-hub:org/name", "sha256": "ab" * 32, "complete": True, "parameters": 7}
+
+
+class Counting(EmbeddingMetric):
+    """Counts the tiles and the calls."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def compute(self, train, evaluated):
+        self.calls += 1
+        return MetricResult(
+            {"Tiles": float(len(evaluated)), "Train": float(len(train))},
+            details={"intervals": {"Tiles": {"low": 1.0}}},
+        )
+
+
+def save(folder, seed=0, test_label=None, one_centre=False):
+    """Write embeddings of two classes, two centres and three splits; return the folder."""
+    rng = np.random.default_rng(seed)
+    rows = []
+    folder.mkdir(parents=True)
+    for number in range(36):
+        label, centre = number % 2, "ab"[number // 2 % 2 * (not one_centre)]
+        split = ("train", "val", "test")[number // 12]
+        if split == "test" and test_label is not None:
+            label = test_label
+        vector = rng.normal(0, 0.1, 4) + np.array([label, 1 - label, 1, centre == "a"])
+        torch.save([torch.tensor(vector, dtype=torch.float32)], folder / f"{number}.pt")
+        name = f"BRACS_{number // 4}_N_{number}.png"
+        rows.append((name, f"{number}.pt", label, split, centre))
+    columns = ["origin", "embeddings", "target", "split", "centre"]
+    pd.DataFrame(rows, columns=columns).to_csv(folder / "manifest.csv", index=False)
+    (folder / "model.json").write_text(json.dumps(MODEL))
+    return folder
+
+
+@pytest.fixture
+def compute_on(tmp_path):
+    """Run a callback on a split, as eva's test does; return the logged values and the folder."""
+
+    def run(callback, split="test"):
+        logged = {}
+        trainer = SimpleNamespace(
+            log_dir=str(tmp_path / "run_0"),
+            is_global_zero=True,
+            strategy=SimpleNamespace(broadcast=lambda values: values),
+            state=SimpleNamespace(fn="validate"),
+        )
+        module = SimpleNamespace(log_dict=logged.update)
+        if split == "test":
+            callback.on_test_epoch_end(trainer, module)
+        else:
+            callback.on_validation_epoch_end(trainer, module)
+        return logged, tmp_path / "run_0" / "metrics"
+
+    return run
+
+
+def test_metrics_are_logged_and_written_with_their_model(compute_on, tmp_path):
+    root = str(save(tmp_path / "embeddings"))
+    callback = EmbeddingMetrics(
+        root,
+        "bracs",
+        [KNNVoting(3)],
+        metrics_on_all_splits=[Counting()],
+        classes=["no", "yes"],
+        groups={"slide": r"BRACS_(\d+)_"},
+        model_label="student",
+    )
+    logged, folder = compute_on(callback)
+    assert logged["test/KNNAccuracy"] == 1
+    assert logged["test/Tiles"] == logged["test/Train"] == 36
+    facts = json.loads((folder / "facts.json").read_text())
+    assert facts["task"] == "bracs" and facts["classes"] == ["no", "yes"]
+    assert facts["model"] == MODEL | {"name": "student"}
+    found = json.loads((folder / "test.json").read_text())
+    assert found["values"] == {name.removeprefix("test/"): value for name, value in logged.items()}
+    assert (found["n_tiles"], found["n_units"]) == (12, 3)
+    assert set(found["details"]["intervals"]) >= {"Tiles", "KNNAccuracy"}
+    table = pd.read_parquet(folder / "test.parquet")
+    assert set(table) == {
+        "name", "label", "centre", "slide", "knn/0", "knn/1", "pca/1", "pca/2"
+    }  # fmt: skip
+    np.testing.assert_allclose(table["knn/0"] + table["knn/1"], 1, atol=1e-6)
+    assert table["slide"].tolist() == [str(number // 4) for number in range(24, 36)]
+
+
+def test_runs_of_one_session_compute_once(compute_on, tmp_path):
+    metric = Counting()
+    callback = EmbeddingMetrics(str(save(tmp_path / "embeddings")), "task", [metric])
+    first, _ = compute_on(copy.deepcopy(callback))
+    again = copy.deepcopy(callback)
+    second, _ = compute_on(again)
+    assert first == second == {"test/Tiles": 12, "test/Train": 12}
+    assert again.metrics[0].calls == 0
+
+
+def test_validation_during_a_fit_computes_nothing(compute_on, tmp_path):
+    callback = EmbeddingMetrics(str(save(tmp_path / "embeddings")), "task", [Counting()])
+    trainer = SimpleNamespace(state=SimpleNamespace(fn="fit"))
+    callback.on_validation_epoch_end(trainer, None)
+    logged, folder = compute_on(callback, "val")
+    assert set(logged) == {"val/Tiles", "val/Train"} and (folder / "val.json").is_file()
+
+
+def test_with_one_centre_robustness_is_undefined(compute_on, tmp_path):
+    root = save(tmp_path / "embeddings", one_centre=True)
+    logged, folder = compute_on(EmbeddingMetrics(str(root), "task", [RobustnessIndex([3])]))
+    assert logged == {}
+    undefined = json.loads((folder / "test.json").read_text())["undefined"]
+    assert undefined["PathoROBIndex/k=3"] == "all tiles have the same centre, a"
+
+
+def test_cka_is_with_the_teachers_embeddings_of_the_same_tiles(compute_on, tmp_path):
+    root = save(tmp_path / "student", seed=1)
+    logged, _ = compute_on(EmbeddingMetrics(str(root), "task", [CKA()]))
+    assert logged == {}
+    teacher = save(tmp_path / "teacher")
+    logged, _ = compute_on(EmbeddingMetrics(str(root), "task", [CKA(str(teacher))]))
+    assert 0.5 < logged["test/LinearCKA"] < 1
+    itself, _ = compute_on(EmbeddingMetrics(str(teacher), "task", [CKA(str(teacher))]))
+    assert itself["test/LinearCKA"] == pytest.approx(1)
+
+
+def test_cka_of_a_constant_embedding_is_undefined(tmp_path):
+    embeddings = read_embeddings(save(tmp_path / "embeddings"), "val")
+    constant = dataclasses.replace(embeddings, values=np.ones_like(embeddings.values))
+    result = align(constant, embeddings)
+    assert result.values == {} and set(result.undefined) == {"LinearCKA", "LinearCKAUnbiased"}
+
+
+def test_a_class_that_is_not_trained_on_is_an_error(compute_on, tmp_path):
+    root = save(tmp_path / "embeddings", test_label=5)
+    with pytest.raises(
+        UserError, match="The evaluated split has the classes 5, but the training split"
+    ):
+        compute_on(EmbeddingMetrics(str(root), "task", [KNNVoting(3)]))
+
+
+def test_more_neighbours_than_tiles_are_an_error(compute_on, tmp_path):
+    root = save(tmp_path / "embeddings")
+    with pytest.raises(UserError, match="13"):
+        compute_on(EmbeddingMetrics(str(root), "task", [KNNVoting(13)]))
+
+
+def test_a_group_whose_pattern_matches_no_name_is_ignored(compute_on, tmp_path):
+    root = save(tmp_path / "embeddings")
+    callback = EmbeddingMetrics(str(root), "task", [Counting()], groups={"slide": r"^(\d+)"})
+    _, folder = compute_on(callback)
+    assert json.loads((folder / "test.json").read_text())["n_units"] == 12
+    with pytest.raises(UserError, match="has 0 capturing groups"):
+        EmbeddingMetrics(str(root), "task", [], groups={"slide": r"\d+"})
+
+
+def test_details_of_metrics_are_merged():
+    a, b = ({"intervals": {name: 1}, "k": name} for name in "ab")
+    merged = merge([MetricResult({"a": 1.0}, details=a), MetricResult({"b": 2.0}, details=b)])
+    assert merged.values == {"a": 1, "b": 2}
+    assert merged.details == {"intervals": {"a": 1, "b": 1}, "k": "b"}
+
+
+def test_embeddings_in_memory_equal_evas(tmp_path):
+    root = save(tmp_path / "embeddings")
+    dataset = EmbeddingsInMemory(str(root), "manifest.csv", "val")
+    dataset.setup()
+    assert len(dataset) == 12
+    vector, target = dataset[3]
+    torch.testing.assert_close(vector, torch.load(root / "15.pt")[0])
+    assert target == 1

@@ -1,0 +1,256 @@
+import json
+import shutil
+import subprocess
+import sys
+
+import onnx
+import onnxruntime
+import pytest
+import safetensors
+import torch
+import transformers
+from helpers import run_g2l, save_tiny_model
+from hub_server import serve_hub
+
+from g2l_plugin import cli
+from g2l_plugin.distillation.losses import LogSumLoss
+from g2l_plugin.encoders.load import load_encoder
+from g2l_plugin.encoders.timm_network import timm_config
+from g2l_plugin.errors import UserError
+from g2l_plugin.publishing.publish import find_checkpoint, publish_run
+from g2l_plugin.runs.record import KEY, RunRecord, describe_loss, record_encoder
+
+EVALUATION = {"task": "tissue", "n_tiles": 9, "n_units": 3, "columns": {}, "encoders": {}}
+
+
+@pytest.fixture
+def make_run(tmp_path):
+    """Returns a function that writes a run's folder as training does, and its student."""
+    teacher = load_encoder(f"local-dir:{save_tiny_model(tmp_path / 'teacher')}")
+    student = load_encoder(f"local-dir:{save_tiny_model(tmp_path / 'start', seed=1)}").eval()
+
+    def make(name="run_0", change=lambda checkpoint: None, **record):
+        folder = tmp_path / "session" / name
+        (folder / "checkpoints").mkdir(parents=True)
+        record = RunRecord(
+            teacher=record_encoder(teacher, 32),
+            student=record_encoder(student, 32),
+            network=timm_config(student),
+            loss=describe_loss(LogSumLoss()),
+            **{"finished": True, "step": 10, "tiles_seen": 320, "cohort": {"tiles": 99}} | record,
+        )
+        state = {f"student.{key}": value for key, value in student.state_dict().items()}
+        state["objective.projector.weight"] = torch.zeros(2, 2)
+        checkpoint = {"state_dict": state, KEY: record.to_dict()}
+        change(checkpoint)
+        torch.save(checkpoint, folder / "checkpoints" / "last.ckpt")
+        (folder / "evaluation.json").write_text(json.dumps(EVALUATION))
+        publish = "{class_path: g2l_plugin.PublishStudent, init_args: {cancer: breast}}"
+        config = f"trainer: {{init_args: {{callbacks: [{publish}]}}}}\n"
+        (folder / "config.yaml").write_text(config)
+        return folder, student
+
+    return make
+
+
+def test_a_run_is_published_with_card_results_and_config(make_run, tmp_path):
+    run, student = make_run()
+    published = publish_run(run.parent, tmp_path / "out")
+    assert {path.name for path in published.folder.iterdir()} == {
+        "model.safetensors",
+        "config.json",
+        "README.md",
+        "results.json",
+        "config.yaml",
+    }
+    card = (published.folder / "README.md").read_text()
+    assert "for breast cancer" in card and "320 augmented tiles in 10 steps" in card
+    assert published.license.identifier == "apache-2.0"
+    config = json.loads((published.folder / "config.json").read_text())
+    assert config["pretrained_cfg"]["license"] == "apache-2.0"
+    images = torch.rand(2, 3, 32, 32)
+    with torch.no_grad():
+        loaded = load_encoder(f"local-dir:{published.folder}").eval()
+        assert torch.equal(loaded(images), student(images))
+        # transformers reads the same folder.
+        wrapped = transformers.AutoModel.from_pretrained(published.folder).eval()
+        normalized = (images - student.mean) / student.std
+        torch.testing.assert_close(wrapped(normalized).pooler_output, student(images))
+
+
+def test_onnx_runtime_gives_the_same_for_any_batch(make_run, capsys):
+    run, student = make_run()
+    assert cli.main(["publish", str(run), "--onnx"]) == 0
+    file = run / "student" / "model.onnx"
+    assert f"ONNX:    {file}" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(file)
+    for n_images in (1, 5):
+        images = torch.rand(n_images, 3, 32, 32)
+        normalized = ((images - student.mean) / student.std).numpy()
+        (given,) = session.run(None, {"images": normalized})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(given), student(images), atol=1e-4, rtol=0)
+    assert onnx.load(file).opset_import[0].version == 18
+
+
+def test_the_same_student_has_the_same_hash(make_run, tmp_path):
+    run, _ = make_run()
+    files = [publish_run(run, tmp_path / f"{n}").folder / "model.safetensors" for n in range(6)]
+    assert len({file.read_bytes() for file in files}) == 1
+    with safetensors.safe_open(files[0], "pt") as opened:
+        assert opened.metadata() == {"format": "pt"}
+    provenance = json.loads(files[0].with_name("config.json").read_text())["g2l"]
+    assert provenance["step"] == "10"
+    assert "teacher: model.safetensors sha256" in provenance["teacher"]
+
+
+def test_the_snippets_of_the_card_run_without_this_package(make_run, tmp_path):
+    run, _ = make_run()
+    card = (publish_run(run).folder / "README.md").read_text()
+    snippets = [part.partition("```")[0] for part in card.split("```python\n")[1:]]
+    assert len(snippets) == 2
+    timms = snippets[0].replace("hf-hub:OWNER/NAME", f"local-dir:{run / 'student'}")
+    code = 'import sys; sys.modules["g2l_plugin"] = None\n' + timms + "print(embeddings.shape)"
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"TORCH_DEVICE_BACKEND_AUTOLOAD": "0", "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=99,
+    )
+    assert result.stdout.strip() == "torch.Size([1, 32])", result.stderr
+    exec(snippets[1].replace("OWNER/NAME", str(run / "student")), {})
+
+
+def test_a_run_must_have_ended_but_a_checkpoint_need_not(make_run, tmp_path):
+    run, _ = make_run(finished=False)
+    with pytest.raises(UserError, match=r"has not ended .step 10.*g2l publish .*last\.ckpt"):
+        publish_run(run)
+    assert not (run / "student").exists()
+    path = find_checkpoint(run)
+    assert publish_run(path, tmp_path / "out").folder.is_dir()
+    with pytest.raises(UserError, match="There is no .*none/checkpoints/last.ckpt"):
+        publish_run(tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (
+            lambda c: c["state_dict"]["student.model.norm.weight"].fill_(float("nan")),
+            "1 of the student's weights are not finite .norm.weight.",
+        ),
+        (
+            lambda c: c["state_dict"].update({"student.model.projector": torch.ones(1)}),
+            "not those of the student's network: 1 .*projector.*Nothing is published",
+        ),
+        (lambda c: c["state_dict"].pop("student.model.norm.weight"), "network: 1 .*norm.weight"),
+        (lambda c: c.pop(KEY), "no checkpoint of a distillation"),
+    ],
+)
+def test_a_failed_publication_leaves_nothing(make_run, change, said):
+    run, _ = make_run(change=change)
+    with pytest.raises(UserError, match=said):
+        publish_run(run)
+    assert {path.name for path in run.iterdir()} == {
+        "checkpoints",
+        "evaluation.json",
+        "config.yaml",
+    }
+
+
+def test_a_damaged_checkpoint_is_an_error(make_run):
+    run, _ = make_run()
+    path = find_checkpoint(run)
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(UserError, match="cannot be read as a checkpoint"):
+        publish_run(run)
+
+
+def test_the_command_publishes_and_reports_restrictions(make_run, tmp_path, capsys):
+    def restrict(checkpoint):
+        checkpoint[KEY]["teacher"]["provenance"]["license"] = "cc-by-nc-nd-4.0"
+
+    run, _ = make_run(change=restrict)
+    assert cli.main(["publish", str(run), "--output", str(tmp_path / "out")]) == 0
+    out, err = capsys.readouterr()
+    assert f"Student: {tmp_path / 'out'}" in out
+    assert "does not allow sharing derivatives" in err
+    assert "does not allow sharing derivatives" in (tmp_path / "out" / "README.md").read_text()
+    shutil.rmtree(run)
+    assert cli.main(["publish", str(run)]) == 1
+    assert capsys.readouterr().err.startswith("error: There is no ")
+
+
+# Runs without this package: importing it fails.
+ANYONE = """
+import sys
+sys.modules["g2l_plugin"] = None
+import timm, torch
+model = timm.create_model("hf-hub:org/breast_vitl14", pretrained=True).eval()
+config = timm.data.resolve_model_data_config(model)
+images = torch.load(sys.argv[1])
+mean, std = (torch.tensor(config[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
+with torch.no_grad():
+    torch.save((model((images - mean) / std), config), sys.argv[2])
+"""
+
+
+def test_an_uploaded_student_is_the_same_for_everybody(make_run, tmp_path):
+    run, student = make_run()
+    images = torch.rand(2, 3, 32, 32)
+    torch.save(images, tmp_path / "images.pt")
+    with serve_hub({}) as hub:
+        environment = {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "ours"),
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_TOKEN": "hf_that_nobody_may_read",
+        }
+        command = ("publish", run, "--repo-id", "org/breast_vitl14")
+        dry = run_g2l(*command, "--dry-run", **environment)
+        assert "model.safetensors" in dry.stdout and not hub.repos, dry.stderr
+        result = run_g2l(*command, "--tag", "v1", **environment)
+        assert result.returncode == 0, result.stderr
+        (line,) = [line for line in result.stdout.splitlines() if line.startswith("On the Hub: ")]
+        repo = hub.repos["org/breast_vitl14"]
+        assert line.endswith(repo.branches["main"]) and repo.tags["v1"] == repo.branches["main"]
+        assert "hf_that" not in result.stdout + result.stderr
+        subprocess.run(
+            [sys.executable, "-c", ANYONE, tmp_path / "images.pt", tmp_path / "theirs.pt"],
+            env={
+                "PATH": "",
+                "TORCH_DEVICE_BACKEND_AUTOLOAD": "0",
+                "HF_ENDPOINT": hub.url,
+                "HF_HOME": str(tmp_path / "theirs"),
+                "HF_HUB_DISABLE_XET": "1",
+            },
+            check=True,
+            timeout=120,
+        )
+    theirs, config = torch.load(tmp_path / "theirs.pt")
+    with torch.no_grad():
+        assert torch.equal(theirs, student(images))
+    assert config["input_size"] == (3, 32, 32) and config["crop_pct"] == 1.0
+
+
+def test_restricted_weights_are_uploaded_only_under_a_named_licence(make_run, capsys):
+    def restrict(checkpoint):
+        checkpoint[KEY]["teacher"]["provenance"]["license"] = "cc-by-nc-4.0"
+
+    run, _ = make_run(change=restrict)
+    assert cli.main(["publish", str(run), "--repo-id", "org/name"]) == 1
+    assert "Nothing is uploaded to org/name" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_is_published_from_its_newest_checkpoint(make_run, tmp_path):
+    run, _ = make_run(finished=False)
+    checkpoints = run / "checkpoints"
+    for step in (20, 3):
+        shutil.copy(checkpoints / "last.ckpt", checkpoints / f"step={step:08d}.ckpt")
+    (checkpoints / "last.ckpt").unlink()
+    newest = checkpoints / "step=00000020.ckpt"
+    assert find_checkpoint(run) == find_checkpoint(run.parent) == newest
+    with pytest.raises(UserError, match=f"has not ended.*g2l publish {newest}"):
+        publish_run(run)
+    assert (publish_run(newest).folder / "model.safetensors").is_file()

@@ -1,0 +1,204 @@
+import re
+from xml.etree import ElementTree
+
+import pandas as pd
+import pytest
+
+from g2l_plugin import cli
+from g2l_plugin.errors import UserError
+from g2l_plugin.report.report import write_report
+
+
+@pytest.fixture
+def logs(write_session, predictions, tmp_path):
+    """Three models on two tasks; one task has only one centre."""
+    speeds = {
+        "teacher": ("NVIDIA H200", 300.0),
+        "start": ("NVIDIA H200", 1100.0),
+        "after <b>": ("CPU", 9.0),
+    }
+    for number, (model, cka, accuracy) in enumerate(
+        [("teacher", 1.0, 0.9), ("start", 0.6, 0.7), ("after <b>", 0.95, 0.88)]
+    ):
+        device, speed = speeds[model]
+        facts = {
+            "sha256": f"{number}" * 64,
+            "parameters": 300_000_000 - number,
+            "flops": 164_800_000_000,
+            "embedding_dim": 1024,
+            "input_size": 224,
+            "batch_size": 8,
+            "device": device,
+            "tiles_per_second": speed,
+            "peak_memory_bytes": None,
+        }
+        common = {"model": model, "facts": facts, "classes": ["benign", "malignant"]}
+        values = {"KNNAccuracy": accuracy, "LogisticAUROC": accuracy + 0.05, "LinearCKA": cka}
+        write_session(
+            f"{number}/bach",
+            split="val",
+            head={"MulticlassAccuracy": [accuracy, accuracy + 0.02]},
+            values=values,
+            undefined={"RobustnessIndex/k=5": "all tiles are of one centre, x"},
+            predictions=predictions(accuracy, seed=number),
+            **common,
+        )
+        robustness = {f"RobustnessIndex/k={k}": accuracy + k / 10 for k in (3, 5)}
+        intervals = {name: {"low": 0.5, "high": 2.0} for name in robustness}
+        write_session(
+            f"{number}/tiger",
+            task="tiger",
+            values=robustness,
+            intervals=intervals,
+            predictions=predictions(accuracy, seed=number),
+            **common,
+        )
+    return tmp_path / "logs"
+
+
+def test_a_report_is_a_page_markdown_tables_and_plots(logs, tmp_path, capsys):
+    output = tmp_path / "report"
+    assert cli.main(["report", str(logs), "--output", str(output), "--reference", "start"]) == 0
+    assert {path.name for path in output.iterdir()} == {
+        "report.html",
+        "report.md",
+        "report.csv",
+        "differences.csv",
+        "plots",
+    }
+    out = capsys.readouterr().out
+    assert out.splitlines()[-1] == f"Look at: {output / 'report.html'}"
+    assert "0.890" in out and "± 0.014" in out and "undefined" in out and "Midnight-12k" in out
+
+    values = pd.read_csv(output / "report.csv")
+    own = values.query("model == 'start' and task == 'BACH' and metric == 'MulticlassAccuracy'")
+    assert own[["mean", "n_runs"]].values.tolist() == [[0.71, 2]]
+    assert list(values.columns[:4]) == ["model", "task", "split", "metric"]
+    assert values.query("published")["source"].notna().all()
+    assert (values.query("undefined.notna()")["metric"] == "RobustnessIndex/k=5").all()
+
+    differences = pd.read_csv(output / "differences.csv")
+    after = differences.query("model == 'after <b>' and metric == 'KNNAccuracy'").iloc[0]
+    assert after["low"] > 0 and after["excludes_0"] and after["n_units"] == 40
+
+    markdown = (output / "report.md").read_text()
+    bach = next(line for line in markdown.splitlines() if line.startswith("| teacher |"))
+    assert "**0.910** ± 0.014" in bach
+    assert re.search(r"\| after &lt;b> .*<ins>0\.890</ins> ± 0\.014", markdown)
+    assert "| *H-optimus-0* † |" in markdown
+    assert (
+        "undefined 1" in markdown and "- 1 Undefined: all tiles are of one centre, x." in markdown
+    )
+    headings = re.findall(r"^## (.+)$", markdown, re.MULTILINE)
+    assert headings[0] == "eva's head, balanced accuracy" and headings[-1] == "Sources"
+    for name in re.findall(r"\]\((plots/\S+)\)", markdown):
+        ElementTree.parse(output / name)
+    assert {path.stem for path in (output / "plots").iterdir()} == {
+        "cka",
+        "embeddings_bach",
+        "embeddings_tiger",
+        "quality_parameters",
+        "quality_speed",
+        "robustness_k",
+    }
+
+
+def test_the_page_marks_the_best_and_loads_nothing(logs, tmp_path):
+    write_report([str(logs)], tmp_path / "report")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert '<td class="best"><span class="value">0.910</span>' in page
+    assert '<td class="second"><span class="value">0.890</span>' in page
+    assert '<td class="undefined"><span class="value">undefined</span><sup>1</sup>' in page
+    assert re.search(r'<tr class="published">\s*<th scope="row">Virchow2<sup>†</sup>', page)
+    assert "<li><b>†</b>Published, not measured here: eva&#39;s leaderboard" in page
+    assert "The interval excludes 0: start is worse." in page
+    assert "after &lt;b&gt;" in page and "after <b>" not in page
+    assert "speeds on different devices are not comparable" in page
+    assert "0" * 64 in page and str(logs / "0" / "bach") in page
+    # What a browser loads: sources, links and style sheets. # and data: are within the page.
+    loaded = re.findall(r"(?:src|href)=[\"']?([^\"'\s>]+)|url\(([^)]+)\)|@import", page)
+    targets = {target for pair in loaded for target in pair if target}
+    assert targets and all(target.startswith(("#", "data:image/png;base64,")) for target in targets)
+    assert "http-equiv" in page and "default-src 'none'" in page
+    assert "<script" not in page
+    # Identifiers are unique across plots.
+    identifiers = re.findall(r' id="([^"]+)"', page)
+    assert len(identifiers) == len(set(identifiers))
+    assert not set(re.findall(r'href="#([^"]+)"', page)) - set(identifiers)
+    assert len(page) < 600_000
+
+
+def test_speeds_of_different_devices_are_in_different_plots(logs, tmp_path):
+    report = write_report([str(logs)], tmp_path / "report")
+    (speed,) = [plot for plot in report.plots if plot.name == "quality_speed"]
+    assert speed.title == "Quality against speed, NVIDIA H200"
+    assert "teacher" in speed.svg and "start" in speed.svg and "after" not in speed.svg
+
+
+def test_no_published_leaves_published_values_out(logs, tmp_path, capsys):
+    output = tmp_path / "report"
+    assert cli.main(["report", str(logs), "--output", str(output), "--no-published"]) == 0
+    assert "Virchow2" not in capsys.readouterr().out
+    assert "Virchow2" not in (output / "report.html").read_text()
+    assert not pd.read_csv(output / "report.csv")["published"].any()
+
+
+def test_only_a_report_is_replaced(logs, tmp_path, write_session):
+    output = tmp_path / "report"
+    write_report([str(logs / "0")], output)
+    write_report([str(logs / "1")], output)
+    assert "| start |" in (output / "report.md").read_text()
+    assert "| teacher |" not in (output / "report.md").read_text()
+    (output / "mine.txt").write_text("keep me")
+    with pytest.raises(UserError, match=r"report holds other files than a report"):
+        write_report([str(logs)], output)
+    assert (output / "mine.txt").read_text() == "keep me"
+    with pytest.raises(UserError, match=r"logs holds other files than a report"):
+        write_report([str(logs)], logs)
+    (tmp_path / "empty").mkdir()
+    write_report([str(logs / "1")], tmp_path / "empty")
+    assert (tmp_path / "empty" / "report.html").is_file()
+
+
+def test_a_report_that_fails_leaves_no_files(logs, tmp_path, capsys):
+    (logs / "2" / "tiger" / "run_0" / "metrics" / "test.parquet").write_bytes(b"no parquet")
+    output = tmp_path / "report"
+    assert cli.main(["report", str(logs), "--output", str(output)]) == 1
+    *_, message = capsys.readouterr().err.splitlines()
+    assert re.fullmatch(r"error: .*test\.parquet is damaged \(.*\)\. .*", message)
+    assert [path.name for path in tmp_path.iterdir()] == ["logs"]
+
+
+def test_results_of_eva_alone_make_a_report(write_session, config, tmp_path):
+    runs = {"MulticlassAccuracy": [0.8, 0.82], "AverageLoss": [0.5, 0.4]}
+    write_session("plain", split="val", head=runs, config=config(), embedding_metrics=False)
+    output = tmp_path / "report"
+    report = write_report([str(tmp_path / "logs")], output)
+    assert report.plots == [] and report.differences == []
+    assert "| pathology/owkin_phikon | 0.810 ± 0.014 |" in (output / "report.md").read_text()
+    assert (output / "differences.csv").read_text().startswith("task,split,metric,model")
+
+
+def test_a_task_without_published_values_makes_a_report(write_session, tmp_path):
+    values = {f"RobustnessIndex/k={k}": 1 + k / 10 for k in (3, 5)}
+    intervals = {name: {"low": value - 0.1, "high": value + 0.1} for name, value in values.items()}
+    write_session("a", task="ours", values=values, intervals=intervals)
+    write_session("b", task="ours", model="b", values=values)  # one patient: no interval
+    report = write_report([str(tmp_path / "logs")], tmp_path / "report")
+    assert [plot.name for plot in report.plots] == ["robustness_k"]
+    assert not report.values["published"].any()
+
+
+def test_the_same_results_make_the_same_plots(logs, tmp_path):
+    for name in ("one", "two"):
+        write_report([str(logs)], tmp_path / name)
+    for plot in (tmp_path / "one" / "plots").iterdir():
+        assert plot.read_bytes() == (tmp_path / "two" / "plots" / plot.name).read_bytes()
+
+
+def test_plots_of_thousands_of_tiles_stay_small(write_session, predictions, tmp_path):
+    many = predictions(0.9, n_patients=200, n_tiles=50)
+    write_session("a", values={"KNNAccuracy": 0.9}, predictions=many)
+    report = write_report([str(tmp_path / "logs")], tmp_path / "report")
+    (plot,) = report.plots
+    assert plot.svg.count("data:image/png") == 2 and len(plot.svg) < 120_000  # class and centre

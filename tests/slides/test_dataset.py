@@ -1,0 +1,121 @@
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from helpers import damage
+from torch.utils.data import DataLoader
+
+from g2l_plugin.errors import UserError
+from g2l_plugin.slides.dataset import TileDataset
+from g2l_plugin.slides.loader import TileLoader
+
+
+@pytest.fixture
+def cohort(tmp_path, write_slide):
+    for number in range(3):
+        write_slide(tmp_path / "slides" / f"{number}.tiff", 512 + 64 * number)
+    return tmp_path
+
+
+def make_dataset(folder, **options):
+    options = {"width": 64, "height": 64, "index_dir": str(folder / "index")} | options
+    dataset = TileDataset(str(folder / "slides"), **options)
+    dataset.prepare_data()
+    dataset.setup()
+    return dataset
+
+
+def places(dataset):
+    return {
+        (int(number), *map(int, xy))
+        for number, xy in zip(dataset.tiles.slide_of_tile, dataset.tiles.xy, strict=True)
+    }
+
+
+def test_tiles_are_uint8_images_of_tissue(cohort):
+    dataset = make_dataset(cohort)
+    tile = dataset[len(dataset) // 2]
+    assert tile.shape == (3, 64, 64)
+    assert tile.dtype == torch.uint8
+    assert tile.float().mean() < 220
+
+
+def test_train_and_val_split_the_tiles_and_stay_the_same(cohort):
+    everything, train, val = (
+        places(make_dataset(cohort, split=split, n_val_tiles=9)) for split in (None, "train", "val")
+    )
+    assert len(val) == 9
+    assert train | val == everything
+    assert not train & val
+    assert places(make_dataset(cohort, split="val", n_val_tiles=9)) == val
+
+
+def test_worker_processes_read_the_same_tiles(cohort):
+    dataset = make_dataset(cohort)
+    dataset[0]  # a handle that is open in the parent must not be used by its children
+    alone = torch.cat(list(DataLoader(dataset, batch_size=16)))
+    workers = torch.cat(list(DataLoader(dataset, batch_size=16, num_workers=2)))
+    assert torch.equal(alone, workers)
+
+
+def test_an_open_dataset_can_be_pickled(cohort):
+    dataset = make_dataset(cohort)
+    tile = dataset[3]
+    assert torch.equal(pickle.loads(pickle.dumps(dataset))[3], tile)
+
+
+def test_tiles_are_located_by_their_number(cohort):
+    dataset = make_dataset(cohort)
+    table = dataset.locate(np.array([len(dataset) - 1, 0]))
+    assert [path.name for path in table["slide"]] == ["2.tiff", "0.tiff"]
+    assert table["tile"].tolist() == [len(dataset) - 1, 0]
+    assert table[["x", "y"]].to_numpy().tolist() == dataset.tiles.xy[[-1, 0]].tolist()
+    assert dataset.lost_tiles().empty
+
+
+def test_tiles_need_a_setup():
+    with pytest.raises(RuntimeError, match="no tiles yet.*`setup`"):
+        len(TileDataset("slides"))
+
+
+def test_no_tissue_gives_a_clear_error(cohort):
+    with pytest.raises(UserError, match="min_tissue"):
+        make_dataset(cohort, min_tissue=1.1)
+
+
+def test_setup_does_not_build_a_missing_index(cohort):
+    with pytest.raises(UserError, match="no index in"):
+        TileDataset(str(cohort / "slides"), index_dir=str(cohort / "none")).setup()
+
+
+def test_unusable_slides_stop_a_run_unless_max_lost_allows_them(cohort):
+    (cohort / "slides" / "bad.svs").write_bytes(b"no slide")
+    with pytest.raises(UserError, match=r"1 of 4 slides.*bad\.svs"):
+        make_dataset(cohort)
+    assert make_dataset(cohort, max_lost=0.3).describe_cohort()["slides"] == 3
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_losses_in_any_worker_are_counted_together(cohort, workers):
+    dataset = make_dataset(cohort, max_lost=0.5)
+    damage(cohort / "slides" / "1.tiff", 0, [6, 7])
+    damage(cohort / "slides" / "2.tiff", 0, [12])
+    options = {"num_workers": workers} if workers else {}
+    for _ in range(2):  # a tile that is lost in every epoch is lost once
+        assert sum(len(b.tiles) for b in TileLoader(dataset, 8, drop_last=False, **options)) == len(
+            dataset
+        )
+    lost = dataset.lost_tiles()
+    assert list(lost.columns) == ["tile", "slide", "x", "y"]
+    assert {path.name for path in lost["slide"]} == {"1.tiff", "2.tiff"}
+    assert len(lost.drop_duplicates(["slide", "x", "y"])) == len(lost) <= 12
+    assert lost["tile"].is_monotonic_increasing and lost["tile"].is_unique
+
+
+def test_too_many_losses_in_a_worker_stop_the_run_with_a_message(cohort):
+    dataset = make_dataset(cohort, max_lost=0.001)
+    damage(cohort / "slides" / "1.tiff", 0, range(6, 12))
+    with pytest.raises(UserError, match=r"tiles cannot be read, more than the 0\.1%"):
+        for _ in TileLoader(dataset, 8, num_workers=1):
+            pass

@@ -1,0 +1,347 @@
+"""Writes the eva configs of all benchmark tasks from one template (`make benchmark_configs`).
+
+python tools/benchmark_configs.py configs/benchmarks
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Literal
+
+import jinja2
+
+from g2l_plugin.demo.tissue import TISSUE_CLASSES
+from g2l_plugin.files import write_text
+
+_MODEL = "universal/vit_tiny_patch16_224_random"
+_TRAIN_VAL = {"train": "train", "val": "val"}
+_TRAIN_VAL_TEST = _TRAIN_VAL | {"test": "test"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A benchmark task: the values of its eva config.
+
+    Attributes:
+        title: Title of the task, one line.
+        dataset: Class path of the dataset.
+        dataset_args: Arguments of the dataset, as lines of YAML.
+        classes: Names of the classes, in the order of their indices.
+        about: Further comment lines at the top of the config: source of the data and licence.
+        splits: eva's splits to the dataset's names for them.
+        folder: Last part of the paths of logs and embeddings; None uses the config's name.
+        metadata_keys: Keys of the tile metadata to store with the embeddings, for the metrics.
+        groups: Patterns that find further groups in a tile's name; see `EmbeddingMetrics`.
+        robustness: Tiles for the robustness index: those of the evaluated split, or all; None if
+            the centres of the tiles are unknown.
+        centre: Metadata key of a tile's centre.
+        exclude: Metadata keys; tiles that share one of these values are not neighbours.
+        matched: Whether the tiles show the same locations under several scanners and stains.
+        binary: Whether eva's head has one output, as in eva's own configs for two classes.
+        slides: Whether the task classifies slides, by attention over their tiles.
+        split_argument: Name of the dataset's argument for the split.
+        n_runs: Number of runs of the head.
+        max_steps: Number of steps per run.
+        patience: Evaluations without improvement before early stopping; None never stops early.
+        lr: Learning rate of the head.
+        batch_size: Batch size of the head.
+        n_data_workers: Number of processes that read tiles.
+        n_patches: Largest number of tiles per slide.
+        target_mpp: Microns per pixel of a slide's tiles.
+    """
+
+    title: str
+    dataset: str
+    dataset_args: tuple[str, ...]
+    classes: tuple[str, ...]
+    about: tuple[str, ...] = ()
+    splits: dict[str, str] = dataclasses.field(default_factory=lambda: _TRAIN_VAL)
+    folder: str | None = None
+    metadata_keys: tuple[str, ...] = ()
+    groups: dict[str, str] = dataclasses.field(default_factory=dict)
+    robustness: Literal["evaluated", "all"] | None = None
+    centre: str = "centre"
+    exclude: tuple[str, ...] = ("slide", "patient")
+    matched: bool = False
+    binary: bool = False
+    slides: bool = False
+    split_argument: str = "split"
+    n_runs: int = 5
+    max_steps: int = 12500
+    patience: int | None = 100
+    lr: float = 0.0003
+    batch_size: int = 256
+    n_data_workers: int = 4
+    n_patches: int = 1000
+    target_mpp: float = 0.5
+
+
+def _root(folder: str) -> str:
+    return f"root: ${{oc.env:DATA_ROOT, data/{folder}}}"
+
+
+def _manifest(folder: str) -> tuple[str, ...]:
+    return (_root(folder), "manifest_file: ${oc.env:MANIFEST_FILE, manifest.csv}")
+
+
+def _prepare(command: str) -> tuple[str, ...]:
+    return (f"Prepare: g2l prepare {command}", "It prints DATA_ROOT and MANIFEST_FILE.")
+
+
+def _pathorob(name: str, classes: tuple[str, ...], tiles: str) -> Task:
+    return Task(
+        title=f"PathoROB, {name}: biological class against medical centre",
+        about=_prepare(f"pathorob DOWNLOAD --output data/pathorob_{name} --metadata {tiles}"),
+        dataset="g2l_plugin.ManifestTiles",
+        dataset_args=_manifest(f"pathorob_{name}"),
+        classes=classes,
+        splits=_TRAIN_VAL_TEST,
+        metadata_keys=_TILE_METADATA,
+        robustness="all",
+    )
+
+
+_TILE_METADATA = ("patient", "slide", "centre")
+_DOWNLOAD = "download: ${oc.env:DOWNLOAD_DATA, false}"
+
+TASKS = {
+    "demo": Task(
+        title="Demo: five tissue classes of the generated cohort",
+        about=("Each centre has its own stain and scanner.",),
+        dataset="g2l_plugin.DemoTiles",
+        dataset_args=(
+            _root("g2l_demo"),
+            "min_purity: 0.8",
+            "max_tiles: ${oc.env:MAX_TILES, 1000}",
+        ),
+        classes=tuple(TISSUE_CLASSES),
+        splits=_TRAIN_VAL_TEST,
+        folder="g2l_demo",
+        metadata_keys=("slide", "centre"),
+        robustness="evaluated",
+        split_argument="slides",
+        n_runs=1,
+        max_steps=200,
+        patience=None,
+        lr=0.003,
+        n_data_workers=1,
+    ),
+    "bach": Task(
+        title="BACH: four classes of breast tissue",
+        about=("Data: https://zenodo.org/records/3632035 (DOWNLOAD_DATA=true), CC BY-NC-ND 4.0.",),
+        dataset="eva.vision.datasets.BACH",
+        dataset_args=(_root("bach"), _DOWNLOAD),
+        classes=("Benign", "InSitu", "Invasive", "Normal"),
+        patience=400,
+    ),
+    "bracs": Task(
+        title="BRACS: seven classes of breast lesions",
+        about=("Data: https://www.bracs.icar.cnr.it, CC BY-NC 4.0.",),
+        dataset="eva.vision.datasets.BRACS",
+        dataset_args=(_root("bracs"),),
+        classes=("0_N", "1_PB", "2_UDH", "3_FEA", "4_ADH", "5_DCIS", "6_IC"),
+        splits=_TRAIN_VAL_TEST,
+        groups={"slide": r"BRACS_(\d+)_"},
+        patience=74,
+    ),
+    "breakhis": Task(
+        title="BreakHis: four classes of breast tumours, at one of four magnifications",
+        about=(
+            "MAGNIFICATION is 40X, 100X, 200X or 400X. eva's split by patient.",
+            "Data: https://web.inf.ufpr.br/vri/databases (DOWNLOAD_DATA=true), CC BY 4.0.",
+        ),
+        dataset="g2l_plugin.BreaKHis",
+        dataset_args=(
+            _root("breakhis"),
+            'magnifications: ["${oc.env:MAGNIFICATION, 40X}"]',
+            _DOWNLOAD,
+        ),
+        classes=("TA", "MC", "F", "DC"),
+        folder="breakhis_${oc.env:MAGNIFICATION, 40X}",
+        metadata_keys=("patient_id",),
+        patience=500,
+    ),
+    "patch_camelyon": Task(
+        title="PatchCamelyon: lymph node tiles with and without metastases",
+        about=("Data: https://zenodo.org/records/2546921 (DOWNLOAD_DATA=true), CC0 1.0.",),
+        dataset="eva.vision.datasets.PatchCamelyon",
+        dataset_args=(_root("patch_camelyon"), _DOWNLOAD),
+        classes=("no_tumor", "tumor"),
+        splits=_TRAIN_VAL_TEST,
+        binary=True,
+        patience=21,
+    ),
+    "camelyon16": Task(
+        title="CAMELYON16: lymph node slides with and without metastases",
+        about=("Data: https://camelyon17.grand-challenge.org/Data, CC0 1.0.",),
+        dataset="eva.vision.datasets.Camelyon16",
+        dataset_args=(_root("camelyon16"),),
+        classes=("normal", "tumor"),
+        splits=_TRAIN_VAL_TEST,
+        metadata_keys=("wsi_id",),
+        binary=True,
+        slides=True,
+        n_runs=20,
+        patience=20,
+        lr=0.001,
+        batch_size=32,
+        n_patches=10000,
+        target_mpp=0.25,
+    ),
+    "gleason_arvaniti": Task(
+        title="Gleason patterns in tiles of prostate tissue microarrays (Arvaniti et al. 2018)",
+        about=("Data: https://doi.org/10.7910/DVN/OCYCMP, CC0 1.0. eva's split.",),
+        dataset="eva.vision.datasets.GleasonArvaniti",
+        dataset_args=(_root("arvaniti_gleason_patches"),),
+        classes=("benign", "gleason_3", "gleason_4", "gleason_5"),
+        groups={"slide": r"(ZT\d+_\d+_[A-Z]+_\d+_\d+)"},
+        patience=21,
+    ),
+    "panda": Task(
+        title="PANDA: ISUP grade of prostate biopsies",
+        about=(
+            "Data: https://www.kaggle.com/c/prostate-cancer-grade-assessment, CC BY-NC-SA 4.0.",
+        ),
+        dataset="eva.vision.datasets.PANDA",
+        dataset_args=(_root("panda/prostate-cancer-grade-assessment"),),
+        classes=tuple(f"isup_{grade}" for grade in range(6)),
+        splits=_TRAIN_VAL_TEST,
+        metadata_keys=("wsi_id",),
+        slides=True,
+        n_runs=20,
+        patience=20,
+        lr=0.001,
+        batch_size=32,
+    ),
+    "tils": Task(
+        title="TCGA-TILs: breast cancer tiles with and without tumour-infiltrating lymphocytes",
+        about=_prepare("tils DOWNLOAD --output data/tils"),
+        dataset="g2l_plugin.ManifestTiles",
+        dataset_args=_manifest("tils"),
+        classes=("til-negative", "til-positive"),
+        splits=_TRAIN_VAL_TEST,
+        metadata_keys=_TILE_METADATA,
+        robustness="evaluated",
+        binary=True,
+    ),
+    "idc": Task(
+        title="IDC: breast tissue tiles with and without invasive ductal carcinoma",
+        about=_prepare("idc DOWNLOAD --output data/idc"),
+        dataset="g2l_plugin.ManifestTiles",
+        dataset_args=_manifest("idc"),
+        classes=("no_idc", "idc"),
+        splits=_TRAIN_VAL_TEST,
+        metadata_keys=_TILE_METADATA,
+        binary=True,
+    ),
+    "tp53": Task(
+        title="TP53: mutation status from slides of TCGA-BRCA",
+        about=_prepare("tp53 SLIDES --output data/tp53 --mutations MAF"),
+        dataset="eva.vision.datasets.WsiClassificationDataset",
+        dataset_args=_manifest("tp53"),
+        classes=("wild_type", "mutated"),
+        splits=_TRAIN_VAL_TEST,
+        metadata_keys=("wsi_id",),
+        groups={"patient": r"(TCGA-\w{2}-\w{4})", "centre": r"TCGA-(\w{2})-"},
+        binary=True,
+        slides=True,
+        n_runs=20,
+        patience=20,
+        lr=0.001,
+        batch_size=32,
+    ),
+    "aggc22": Task(
+        title="AGGC22: Gleason patterns, normal glands and stroma, on several scanners",
+        about=_prepare("aggc22 DOWNLOAD --output data/aggc22"),
+        dataset="g2l_plugin.ManifestTiles",
+        dataset_args=_manifest("aggc22"),
+        classes=("G3", "G4", "G5", "Normal", "Stroma"),
+        splits=_TRAIN_VAL_TEST,
+        metadata_keys=("patient", "slide", "scanner"),
+        robustness="evaluated",
+        centre="scanner",
+        exclude=("patient",),
+    ),
+    "chimera": Task(
+        title="CHIMERA: biochemical recurrence of prostate cancer, from slides",
+        about=_prepare("chimera DOWNLOAD --output data/chimera"),
+        dataset="eva.vision.datasets.WsiClassificationDataset",
+        dataset_args=_manifest("chimera"),
+        classes=("no_recurrence", "recurrence"),
+        splits=_TRAIN_VAL_TEST,
+        metadata_keys=("wsi_id",),
+        groups={"patient": r"images/(\d+)/"},
+        binary=True,
+        slides=True,
+        n_runs=20,
+        patience=20,
+        lr=0.001,
+        batch_size=32,
+    ),
+    "tiger": Task(
+        title="TIGER: seven tissue classes of breast cancer, from three centres",
+        about=_prepare("tiger DOWNLOAD --output data/tiger"),
+        dataset="g2l_plugin.ManifestTiles",
+        dataset_args=_manifest("tiger"),
+        classes=(
+            "healthy glands",
+            "in-situ tumor",
+            "inflamed stroma",
+            "invasive tumor",
+            "necrosis not in-situ",
+            "rest",
+            "tumor-associated stroma",
+        ),
+        splits=_TRAIN_VAL_TEST,
+        metadata_keys=_TILE_METADATA,
+        robustness="all",
+    ),
+    "pathorob_camelyon": _pathorob("camelyon", ("normal", "tumor"), "camelyon.csv"),
+    "pathorob_tcga": _pathorob(
+        "tcga",
+        (
+            "Breast_invasive_carcinoma",
+            "Colon_adenocarcinoma",
+            "Lung_adenocarcinoma",
+            "Lung_squamous_cell_carcinoma",
+        ),
+        "tcga_4x4.csv",
+    ),
+    "pathorob_tolkach_esca": _pathorob(
+        "tolkach_esca",
+        ("ADVENT", "MUSC_PROP", "REGR_TU", "SH_MAG", "SH_OES", "TUMOR"),
+        "tolkach_esca_reduced.csv",
+    ),
+    "plism": Task(
+        title="PLISM: the same locations under 7 scanners and in 13 stains",
+        about=(
+            "The head predicts the scanner from the embeddings: a lower accuracy is better.",
+            *_prepare("plism DOWNLOAD --output data/plism"),
+        ),
+        dataset="g2l_plugin.ManifestTiles",
+        dataset_args=_manifest("plism"),
+        classes=("AT2", "GT450", "P", "S210", "S360", "S60", "SQ"),
+        metadata_keys=("slide", "scanner", "stain", "location"),
+        matched=True,
+    ),
+}
+"""Config name to task."""
+
+
+def render_configs() -> Iterator[tuple[str, str]]:
+    """Yields the name and the text of every benchmark config."""
+    template = Path(__file__).with_name("benchmark.yaml.jinja")
+    environment = jinja2.Environment(
+        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+    )
+    compiled = environment.from_string(template.read_text(encoding="utf-8"))
+    for name, task in TASKS.items():
+        yield name, compiled.render(name=name, task=task, folder=task.folder or name, model=_MODEL)
+
+
+if __name__ == "__main__":
+    for name, text in render_configs():
+        write_text(Path(sys.argv[1]) / f"{name}.yaml", text)
