@@ -106,17 +106,17 @@ def publish_run(
     run_folder = path.parent.parent
     config = _read_yaml(run_folder / TRAINING_CONFIG)
     evaluation = _read_json(run_folder / EVALUATION)
-    settled = license_of(
+    student_license = license_of(
         [
             *(("teacher", teacher.provenance) for teacher in record.teachers),
             ("start", record.student.provenance),
         ]
     )
     if license:
-        settled = dataclasses.replace(settled, identifier=license)
+        student_license = dataclasses.replace(student_license, identifier=license)
     if cancer is None and config is not None:
         cancer = find_cancer(config)
-    facts = CardFacts(record, settled, cancer, config, evaluation)
+    facts = CardFacts(record, student_license, cancer, config, evaluation)
     results = {"alignment": record.alignment, "evaluation": evaluation}
     files = {RESULTS: json.dumps(results, indent=2) + "\n"}
     if config is not None:
@@ -126,7 +126,7 @@ def publish_run(
         state,
         record.network,
         card=render_card(facts),
-        license=settled.identifier,
+        license=student_license.identifier,
         metadata={
             "teacher": "; ".join(teacher.provenance.describe() for teacher in record.teachers),
             "start": record.student.provenance.describe(),
@@ -134,7 +134,7 @@ def publish_run(
         },
         files=files,
     )
-    return Published(written, record, settled)
+    return Published(written, record, student_license)
 
 
 def upload_published(published: Published, options: UploadOptions, dry_run: bool = False) -> str:

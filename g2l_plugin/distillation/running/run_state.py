@@ -34,7 +34,8 @@ class RunState:
     Attributes:
         network: The student's config.json, from which timm builds its network.
         tiles_seen: Tiles seen in training, on all devices.
-        alignment: Student and teacher on the validation tiles, with the `step`; may be empty.
+        alignment: CKA and cosine with the teacher on the validation tiles, and the `step`; may be
+            empty.
         finished: Whether the training has ended.
     """
 

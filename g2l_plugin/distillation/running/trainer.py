@@ -20,7 +20,7 @@ from typing_extensions import override
 from g2l_plugin import upstream
 from g2l_plugin.distillation.running.atomic_checkpoint import AtomicCheckpointIO
 from g2l_plugin.distillation.running.data_wait import DataWait
-from g2l_plugin.distillation.running.log_files import tolerate_full_disk
+from g2l_plugin.distillation.running.full_disk import tolerate_full_disk
 from g2l_plugin.distillation.running.loss_guard import LossGuard
 from g2l_plugin.distillation.running.resume import find_session, keep_config, sole_process
 from g2l_plugin.distillation.running.run_checkpoint import save_jointly

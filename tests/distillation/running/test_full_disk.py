@@ -2,7 +2,7 @@ import pytest
 from lightning.pytorch.loggers import TensorBoardLogger
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from g2l_plugin.distillation.running.log_files import tolerate_full_disk
+from g2l_plugin.distillation.running.full_disk import tolerate_full_disk
 
 
 def test_a_full_disk_is_reported_once_and_ends_nothing(tmp_path, warned, monkeypatch):
