@@ -48,8 +48,8 @@ def distil(
     """Distils a teacher into a student by the G2L recipe, and publishes the student.
 
     The settings are those of `configs/g2l_breast.yaml`, except for the paper's early stop: add
-    `LossEarlyStopping()` to `callbacks` for it. `module`, `KDTrainer` and the rest of the API give
-    access to every part.
+    `LossEarlyStopping()` to `callbacks` for it. `DistillationModule` and `KDTrainer` give access to
+    every part.
 
     Args:
         teacher: The teacher, e.g. `hf-hub:org/name`; see `load_encoder`.

@@ -9,7 +9,7 @@ import dataclasses
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jinja2
 
@@ -19,6 +19,7 @@ from g2l_plugin.files import write_text
 _MODEL = "universal/vit_tiny_patch16_224_random"
 _TRAIN_VAL = {"train": "train", "val": "val"}
 _TRAIN_VAL_TEST = _TRAIN_VAL | {"test": "test"}
+_TILE_METADATA = ("patient", "slide", "centre")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,20 +92,34 @@ def _prepare(command: str) -> tuple[str, ...]:
     return (f"Prepare: g2l prepare {command}", "It prints DATA_ROOT and MANIFEST_FILE.")
 
 
-def _pathorob(name: str, classes: tuple[str, ...], tiles: str) -> Task:
+def _manifest_tiles(folder: str, **fields: Any) -> Task:
+    """A task of tiles that `g2l prepare` lists in a manifest."""
+    defaults = {"splits": _TRAIN_VAL_TEST, "metadata_keys": _TILE_METADATA}
     return Task(
+        dataset="g2l_plugin.ManifestTiles",
+        dataset_args=_manifest(folder),
+        **(defaults | fields),
+    )
+
+
+def _slides(**fields: Any) -> Task:
+    """A task that classifies slides, with the head's settings of eva's own slide configs."""
+    defaults = {"n_runs": 20, "patience": 20, "lr": 0.001, "batch_size": 32}
+    return Task(
+        splits=_TRAIN_VAL_TEST, metadata_keys=("wsi_id",), slides=True, **(defaults | fields)
+    )
+
+
+def _pathorob(name: str, classes: tuple[str, ...], tiles: str) -> Task:
+    return _manifest_tiles(
+        f"pathorob_{name}",
         title=f"PathoROB, {name}: biological class against medical centre",
         about=_prepare(f"pathorob DOWNLOAD --output data/pathorob_{name} --metadata {tiles}"),
-        dataset="g2l_plugin.ManifestTiles",
-        dataset_args=_manifest(f"pathorob_{name}"),
         classes=classes,
-        splits=_TRAIN_VAL_TEST,
-        metadata_keys=_TILE_METADATA,
         robustness="all",
     )
 
 
-_TILE_METADATA = ("patient", "slide", "centre")
 _DOWNLOAD = "download: ${oc.env:DOWNLOAD_DATA, false}"
 
 TASKS = {
@@ -174,20 +189,13 @@ TASKS = {
         binary=True,
         patience=21,
     ),
-    "camelyon16": Task(
+    "camelyon16": _slides(
         title="CAMELYON16: lymph node slides with and without metastases",
         about=("Data: https://camelyon17.grand-challenge.org/Data, CC0 1.0.",),
         dataset="eva.vision.datasets.Camelyon16",
         dataset_args=(_root("camelyon16"),),
         classes=("normal", "tumor"),
-        splits=_TRAIN_VAL_TEST,
-        metadata_keys=("wsi_id",),
         binary=True,
-        slides=True,
-        n_runs=20,
-        patience=20,
-        lr=0.001,
-        batch_size=32,
         n_patches=10000,
         target_mpp=0.25,
     ),
@@ -200,7 +208,7 @@ TASKS = {
         groups={"slide": r"(ZT\d+_\d+_[A-Z]+_\d+_\d+)"},
         patience=21,
     ),
-    "panda": Task(
+    "panda": _slides(
         title="PANDA: ISUP grade of prostate biopsies",
         about=(
             "Data: https://www.kaggle.com/c/prostate-cancer-grade-assessment, CC BY-NC-SA 4.0.",
@@ -208,84 +216,54 @@ TASKS = {
         dataset="eva.vision.datasets.PANDA",
         dataset_args=(_root("panda/prostate-cancer-grade-assessment"),),
         classes=tuple(f"isup_{grade}" for grade in range(6)),
-        splits=_TRAIN_VAL_TEST,
-        metadata_keys=("wsi_id",),
-        slides=True,
-        n_runs=20,
-        patience=20,
-        lr=0.001,
-        batch_size=32,
     ),
-    "tils": Task(
+    "tils": _manifest_tiles(
+        "tils",
         title="TCGA-TILs: breast cancer tiles with and without tumour-infiltrating lymphocytes",
         about=_prepare("tils DOWNLOAD --output data/tils"),
-        dataset="g2l_plugin.ManifestTiles",
-        dataset_args=_manifest("tils"),
         classes=("til-negative", "til-positive"),
-        splits=_TRAIN_VAL_TEST,
-        metadata_keys=_TILE_METADATA,
         robustness="evaluated",
         binary=True,
     ),
-    "idc": Task(
+    "idc": _manifest_tiles(
+        "idc",
         title="IDC: breast tissue tiles with and without invasive ductal carcinoma",
         about=_prepare("idc DOWNLOAD --output data/idc"),
-        dataset="g2l_plugin.ManifestTiles",
-        dataset_args=_manifest("idc"),
         classes=("no_idc", "idc"),
-        splits=_TRAIN_VAL_TEST,
-        metadata_keys=_TILE_METADATA,
         binary=True,
     ),
-    "tp53": Task(
+    "tp53": _slides(
         title="TP53: mutation status from slides of TCGA-BRCA",
         about=_prepare("tp53 SLIDES --output data/tp53 --mutations MAF"),
         dataset="eva.vision.datasets.WsiClassificationDataset",
         dataset_args=_manifest("tp53"),
         classes=("wild_type", "mutated"),
-        splits=_TRAIN_VAL_TEST,
-        metadata_keys=("wsi_id",),
         groups={"patient": r"(TCGA-\w{2}-\w{4})", "centre": r"TCGA-(\w{2})-"},
         binary=True,
-        slides=True,
-        n_runs=20,
-        patience=20,
-        lr=0.001,
-        batch_size=32,
     ),
-    "aggc22": Task(
+    "aggc22": _manifest_tiles(
+        "aggc22",
         title="AGGC22: Gleason patterns, normal glands and stroma, on several scanners",
         about=_prepare("aggc22 DOWNLOAD --output data/aggc22"),
-        dataset="g2l_plugin.ManifestTiles",
-        dataset_args=_manifest("aggc22"),
         classes=("G3", "G4", "G5", "Normal", "Stroma"),
-        splits=_TRAIN_VAL_TEST,
         metadata_keys=("patient", "slide", "scanner"),
         robustness="evaluated",
         centre="scanner",
         exclude=("patient",),
     ),
-    "chimera": Task(
+    "chimera": _slides(
         title="CHIMERA: biochemical recurrence of prostate cancer, from slides",
         about=_prepare("chimera DOWNLOAD --output data/chimera"),
         dataset="eva.vision.datasets.WsiClassificationDataset",
         dataset_args=_manifest("chimera"),
         classes=("no_recurrence", "recurrence"),
-        splits=_TRAIN_VAL_TEST,
-        metadata_keys=("wsi_id",),
         groups={"patient": r"images/(\d+)/"},
         binary=True,
-        slides=True,
-        n_runs=20,
-        patience=20,
-        lr=0.001,
-        batch_size=32,
     ),
-    "tiger": Task(
+    "tiger": _manifest_tiles(
+        "tiger",
         title="TIGER: seven tissue classes of breast cancer, from three centres",
         about=_prepare("tiger DOWNLOAD --output data/tiger"),
-        dataset="g2l_plugin.ManifestTiles",
-        dataset_args=_manifest("tiger"),
         classes=(
             "healthy glands",
             "in-situ tumor",
@@ -295,8 +273,6 @@ TASKS = {
             "rest",
             "tumor-associated stroma",
         ),
-        splits=_TRAIN_VAL_TEST,
-        metadata_keys=_TILE_METADATA,
         robustness="all",
     ),
     "pathorob_camelyon": _pathorob("camelyon", ("normal", "tumor"), "camelyon.csv"),
@@ -315,14 +291,14 @@ TASKS = {
         ("ADVENT", "MUSC_PROP", "REGR_TU", "SH_MAG", "SH_OES", "TUMOR"),
         "tolkach_esca_reduced.csv",
     ),
-    "plism": Task(
+    "plism": _manifest_tiles(
+        "plism",
         title="PLISM: the same locations under 7 scanners and in 13 stains",
         about=(
             "The head predicts the scanner from the embeddings: a lower accuracy is better.",
             *_prepare("plism DOWNLOAD --output data/plism"),
         ),
-        dataset="g2l_plugin.ManifestTiles",
-        dataset_args=_manifest("plism"),
+        splits=_TRAIN_VAL,
         classes=("AT2", "GT450", "P", "S210", "S360", "S60", "SQ"),
         metadata_keys=("slide", "scanner", "stain", "location"),
         matched=True,

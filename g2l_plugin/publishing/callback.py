@@ -13,7 +13,7 @@ from g2l_plugin.config_files import find_config
 from g2l_plugin.errors import UserError
 from g2l_plugin.publishing.publish import benchmark_command, publish_run, upload_published
 from g2l_plugin.publishing.upload import UploadOptions
-from g2l_plugin.runs.checkpoints import LAST
+from g2l_plugin.runs.checkpoints import FOLDER, LAST
 from g2l_plugin.runs.run_callback import RunCallback
 from g2l_plugin.runs.run_folder import STUDENT
 
@@ -72,7 +72,7 @@ class PublishStudent(RunCallback):
     @override
     def on_run_end(self, trainer: pl.Trainer, run_folder: Path) -> None:
         published = publish_run(
-            run_folder / "checkpoints" / LAST,
+            run_folder / FOLDER / LAST,
             run_folder / STUDENT,
             cancer=self.cancer,
             license=self.upload.license,

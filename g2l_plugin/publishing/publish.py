@@ -8,7 +8,6 @@ import shlex
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from g2l_plugin.encoders.folder import RESULTS, TRAINING_CONFIG, write_folder
@@ -16,9 +15,9 @@ from g2l_plugin.errors import UserError
 from g2l_plugin.publishing.card import CardFacts, render_card
 from g2l_plugin.publishing.licenses import StudentLicense, license_of
 from g2l_plugin.publishing.upload import UploadOptions, upload_student
-from g2l_plugin.runs.checkpoints import LAST, list_checkpoints
+from g2l_plugin.runs.checkpoints import FOLDER, LAST, list_checkpoints, read_checkpoint
 from g2l_plugin.runs.record import RunRecord
-from g2l_plugin.runs.run_folder import EVALUATION, STUDENT
+from g2l_plugin.runs.run_folder import CONFIG, EVALUATION, STUDENT
 
 _STUDENT_PREFIX = "student.model."
 """Prefix of the student's weights in a checkpoint."""
@@ -55,7 +54,7 @@ def find_checkpoint(run: Path) -> Path:
         if checkpoints := list_checkpoints(folder):
             return checkpoints[0]
     raise UserError(
-        f"There is no {run / 'checkpoints' / LAST}. Expected the folder of a run (.../run_0), or a "
+        f"There is no {run / FOLDER / LAST}. Expected the folder of a run (.../run_0), or a "
         "checkpoint."
     )
 
@@ -91,7 +90,7 @@ def publish_run(
         ['README.md', 'config.json', 'model.safetensors', 'results.json']
     """
     path = find_checkpoint(run)
-    checkpoint = _read_checkpoint(path)
+    checkpoint = read_checkpoint(path)
     record = RunRecord.from_checkpoint(checkpoint, str(path))
     if not record.finished and not run.expanduser().is_file():
         raise UserError(
@@ -104,7 +103,7 @@ def publish_run(
         if name.startswith(_STUDENT_PREFIX)
     }
     run_folder = path.parent.parent
-    config = _read_yaml(run_folder / TRAINING_CONFIG)
+    config = _read_yaml(run_folder / CONFIG)
     evaluation = _read_json(run_folder / EVALUATION)
     student_license = license_of(
         [
@@ -120,7 +119,7 @@ def publish_run(
     results = {"alignment": record.alignment, "evaluation": evaluation}
     files = {RESULTS: json.dumps(results, indent=2) + "\n"}
     if config is not None:
-        files[TRAINING_CONFIG] = (run_folder / TRAINING_CONFIG).read_text(encoding="utf-8")
+        files[TRAINING_CONFIG] = (run_folder / CONFIG).read_text(encoding="utf-8")
     written = write_folder(
         folder or run_folder / STUDENT,
         state,
@@ -188,17 +187,6 @@ def benchmark_command(published: Published, config: str) -> str:
     }
     variables = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in settings.items())
     return f"{variables} eva predict_fit --config {shlex.quote(config)}"
-
-
-def _read_checkpoint(path: Path) -> dict[str, Any]:
-    try:
-        # Only tensors and plain values: a checkpoint from elsewhere must not run code.
-        return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # torch raises many kinds
-        raise UserError(
-            f"{path} cannot be read as a checkpoint ({type(error).__name__}). Expected "
-            "checkpoints/last.ckpt of a run; use another of its checkpoints."
-        ) from error
 
 
 def _read_yaml(file: Path) -> dict[str, Any] | None:

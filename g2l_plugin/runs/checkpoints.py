@@ -13,6 +13,9 @@ from loguru import logger
 from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.runs.record import KEY
 
+FOLDER = "checkpoints"
+"""Folder of the checkpoints in a run's folder."""
+
 LAST = "last.ckpt"
 """Name of the checkpoint of a run that has ended."""
 
@@ -26,7 +29,7 @@ def step_file(step: int) -> str:
 
 def list_checkpoints(run_folder: Path) -> list[Path]:
     """The checkpoints of a run, newest first."""
-    folder = run_folder / "checkpoints"
+    folder = run_folder / FOLDER
     last = [path for path in (folder / LAST,) if path.is_file()]
     steps = [path for path in folder.glob("step=*.ckpt") if _STEP.fullmatch(path.name)]
     return last + sorted(steps, key=lambda path: int(path.name[5:-5]), reverse=True)
@@ -65,7 +68,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
     except Exception as error:  # torch raises many types
         raise UserError(
-            f"{path} is not a readable checkpoint ({type(error).__name__}). Expected "
+            f"{path} cannot be read as a checkpoint ({type(error).__name__}). Expected "
             "checkpoints/last.ckpt of a run; use another of its checkpoints."
         ) from error
 

@@ -14,10 +14,10 @@ from loguru import logger
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import write_text
-from g2l_plugin.runs.checkpoints import list_checkpoints
+from g2l_plugin.runs.checkpoints import FOLDER, list_checkpoints
 from g2l_plugin.runs.run_folder import CONFIG
 
-_KEPT = f"checkpoints/{CONFIG}"
+_KEPT = f"{FOLDER}/{CONFIG}"
 """A copy for resuming: eva rewrites its own at every start, and a kill then leaves it cut."""
 
 _RESULTS = "results.json"

@@ -17,7 +17,7 @@ from g2l_plugin import upstream
 from g2l_plugin.distillation.running.atomic_checkpoint import CheckpointWriteError
 from g2l_plugin.distillation.running.signals import StopSignals
 from g2l_plugin.errors import UserError
-from g2l_plugin.runs.checkpoints import list_checkpoints, step_file
+from g2l_plugin.runs.checkpoints import FOLDER, list_checkpoints, step_file
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -60,7 +60,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        self.dirpath = str(Path(str(trainer.log_dir)).resolve() / "checkpoints")
+        self.dirpath = str(Path(str(trainer.log_dir)).resolve() / FOLDER)
         super().setup(trainer, pl_module, stage)
 
     @override

@@ -28,7 +28,7 @@ from g2l_plugin.distillation.running.run_module import RunModule
 from g2l_plugin.distillation.running.run_state import train_dataset
 from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.files import write_text
-from g2l_plugin.runs.checkpoints import LAST, find_damage, is_finished, newest_whole
+from g2l_plugin.runs.checkpoints import FOLDER, LAST, find_damage, is_finished, newest_whole
 from g2l_plugin.runs.run_callback import RunCallback
 from g2l_plugin.slides.loader import explain_dead_workers
 
@@ -173,7 +173,7 @@ class KDTrainer(Trainer):
 
     def _save_last_checkpoint(self, run_folder: Path) -> None:
         """Writes last.ckpt after the last step: what is published is what is validated after."""
-        path = run_folder / "checkpoints" / LAST
+        path = run_folder / FOLDER / LAST
         for callback in self.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.save_last:
                 callback.last_model_path = str(path)
