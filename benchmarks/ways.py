@@ -124,8 +124,8 @@ class StepTimes(Profiler):
         return {
             "host_seconds": {
                 "data wait": total(".train_dataloader_next"),
-                "transfer and views": total("Strategy.batch_to_device"),
-                "teacher and student forward, objective": forward,
+                "transfer": total("Strategy.batch_to_device"),
+                "views, teacher and student forward, objective": forward,
                 "backward": backward,
                 "optimizer": total(".optimizer_step") - forward - backward,
                 "callbacks and hooks": total("on_train_batch_start", "on_train_batch_end"),

@@ -74,7 +74,7 @@ class ManifestTiles(VisionDataset[tv_tensors.Image, torch.Tensor]):
         column_mapping: dict[str, str] = default_column_mapping,
         transforms: Callable | None = None,
     ) -> None:
-        """Initialises the dataset without reading any file.
+        """Initializes the dataset without reading any file.
 
         Args:
             root: Folder that the manifest's paths are relative to.

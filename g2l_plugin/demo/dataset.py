@@ -48,7 +48,7 @@ class DemoTiles(TileDataset):
         transforms: Any = None,
         index_dir: str | None = None,
     ) -> None:
-        """Initialises the dataset.
+        """Initializes the dataset.
 
         Args:
             root: Folder of the cohort.

@@ -46,7 +46,7 @@ class SupervisedPretraining(ModelModule):
         lr_scheduler: LRSchedulerCallable = lr_scheduler.ConstantLR,
         metrics: structs.MetricsSchema | None = None,
     ) -> None:
-        """Initialises the module; `configure_model` loads the encoder.
+        """Initializes the module; `configure_model` loads the encoder.
 
         Args:
             encoder: Source of the encoder to train.

@@ -63,7 +63,7 @@ class DistillationEvaluation(RunCallback):
         num_workers: int = 0,
         save_start: bool = False,
     ) -> None:
-        """Initialize the callback.
+        """Initializes the callback.
 
         Args:
             train: Labelled tiles, for metrics that fit a classifier or find neighbours.
@@ -188,7 +188,7 @@ class DistillationEvaluation(RunCallback):
 
 
 def headline(results: Mapping[str, EncoderResult]) -> dict[str, str]:
-    """Choose the metrics of a short table: one per family with a column title.
+    """Chooses the metrics of a short table: one per family with a column title.
 
     Args:
         results: Results by name of the encoder.
@@ -225,7 +225,7 @@ def _describe(name: str, encoder: Encoder, view_size: int, batch_size: int) -> d
 
 
 def _write_results(session: Path, result: MetricResult) -> None:
-    """Write results.json in the format of eva's sessions."""
+    """Writes results.json in the format of eva's sessions."""
     statistics = {
         f"{_SPLIT}/{name}": {"mean": value, "stdev": 0, "values": [value]}
         for name, value in result.values.items()

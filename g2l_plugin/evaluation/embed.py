@@ -24,7 +24,7 @@ def embed_tiles(
     num_workers: int = 0,
     description: str = "Embedding tiles",
 ) -> Embeddings:
-    """Embed the centre of every tile of a dataset, on the encoder's device.
+    """Embeds the centre of every tile of a dataset, on the encoder's device.
 
     Args:
         encoder: The encoder; its training mode is restored afterwards.

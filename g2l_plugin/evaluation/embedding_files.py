@@ -24,7 +24,7 @@ _GROUPS = {"patient_id": "patient", "wsi_id": "slide", "center": "centre"}
 
 
 def read_embeddings(folder: str | Path, split: str) -> Embeddings:
-    """Read the embeddings that eva's `ClassificationEmbeddingsWriter` wrote.
+    """Reads the embeddings that eva's `ClassificationEmbeddingsWriter` wrote.
 
     If a file holds several embeddings (the tiles of a slide), their mean is used. Metadata columns
     of the manifest become groups: eva's `patient_id` becomes `patient`, `wsi_id` becomes `slide`,
@@ -44,7 +44,7 @@ def read_embeddings(folder: str | Path, split: str) -> Embeddings:
 
 @functools.lru_cache(maxsize=4)  # a task's splits, and the teacher's
 def _read(folder: Path, split: str, changed: int) -> Embeddings:
-    """Read a split; the manifest's modification time is part of the cache key."""
+    """Reads a split; the manifest's modification time is part of the cache key."""
     table = _read_manifest(folder)
     table = table[table["split"] == split]
     if table.empty:
@@ -74,7 +74,7 @@ def _read(folder: Path, split: str, changed: int) -> Embeddings:
 
 
 def splits_of(folder: str | Path) -> list[str]:
-    """List the splits of the embeddings in a folder, in the order of their first rows.
+    """Lists the splits of the embeddings in a folder, in the order of their first rows.
 
     Raises:
         UserError: The folder holds no embeddings.
@@ -98,7 +98,7 @@ class EmbeddingsInMemory(EmbeddingsClassificationDataset):
 
     @override
     def _set_multiprocessing_start_method(self) -> None:
-        """Do nothing: eva makes data loaders spawn workers that open files; here none do."""
+        """Does nothing: eva makes data loaders spawn workers that open files; here none do."""
 
     @override
     def load_embeddings(self, index: int) -> torch.Tensor:

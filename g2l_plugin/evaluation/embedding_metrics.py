@@ -39,7 +39,7 @@ class EmbeddingMetrics(pl.Callback):
         groups: dict[str, str] | None = None,
         model_label: str | None = None,
     ) -> None:
-        """Initialize the callback.
+        """Initializes the callback.
 
         Args:
             root: Folder of the embeddings that `g2l_plugin.EmbeddingsWriter` wrote.
@@ -124,7 +124,7 @@ class CKA(EmbeddingMetric):
     """Linear CKA with the teacher's embeddings of the same tiles."""
 
     def __init__(self, teacher_root: str | None = None) -> None:
-        """Initialize the metric.
+        """Initializes the metric.
 
         Args:
             teacher_root: Folder of the teacher's embeddings of the same task; None disables the
@@ -152,7 +152,7 @@ def _compile(pattern: str) -> re.Pattern[str]:
 
 
 def _find(pattern: re.Pattern[str], embeddings: Embeddings) -> np.ndarray | None:
-    """Match a pattern in the tiles' names, str (N,); None if some names don't match."""
+    """Matches a pattern in the tiles' names, str (N,); None if some names don't match."""
     found = [pattern.search(tile) for tile in embeddings.names]
     if missing := [tile for tile, match in zip(embeddings.names, found, strict=True) if not match]:
         logger.warning(

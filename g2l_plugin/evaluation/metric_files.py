@@ -36,7 +36,7 @@ def write_results(
     classes: Sequence[str] | None,
     model: dict[str, Any],
 ) -> None:
-    """Write facts.json, and SPLIT.json and SPLIT.parquet of one split.
+    """Writes facts.json, and SPLIT.json and SPLIT.parquet of one split.
 
     Args:
         folder: The folder to write to.

@@ -37,7 +37,7 @@ class Speed:
 
 @torch.inference_mode()
 def measure_speed(network: nn.Module, images: torch.Tensor) -> Speed:
-    """Measure a network on one batch, repeated for a second and at least three times.
+    """Measures a network on one batch, repeated for a second and at least three times.
 
     Args:
         network: The network, on the images' device and in evaluation mode.

@@ -50,7 +50,7 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
         overwrite: bool = False,
         save_every_n: int = 100,
     ) -> None:
-        """Initialize the callback; arguments are those of eva's `ClassificationEmbeddingsWriter`.
+        """Initializes the callback; arguments are those of eva's `ClassificationEmbeddingsWriter`.
 
         Args:
             output_dir: Folder for the embeddings.
@@ -133,7 +133,7 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
         write_text(Path(self._output_dir) / MODEL_FILE, text)
 
     def _check_same(self, existing: dict[str, Any] | None) -> None:
-        """Raise a UserError if existing embeddings are not of this model and data."""
+        """Raises a UserError if existing embeddings are not of this model and data."""
         if existing is None or not existing["complete"]:
             content = "embeddings that are incomplete or of unknown origin"
         elif existing["sha256"] != self._identity["sha256"]:
@@ -154,7 +154,7 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
 
 
 def read_model(folder: str | Path) -> dict[str, Any] | None:
-    """Read which model embeddings are of: `name`, `sha256`, `complete` and `Speed`'s fields.
+    """Reads which model embeddings are of: `name`, `sha256`, `complete` and `Speed`'s fields.
 
     Args:
         folder: The folder of the embeddings.
@@ -167,7 +167,7 @@ def read_model(folder: str | Path) -> dict[str, Any] | None:
 
 
 def _identify(network: nn.Module, datasets: list[Any], with_tiles: bool) -> dict[str, Any]:
-    """Describe all that determines the embeddings: weights, transforms and tiles."""
+    """Describes all that determines the embeddings: weights, transforms and tiles."""
     identity: dict[str, Any] = {
         "name": _name(network),
         # Without eva's wrapper, which adds to the tensors' names.
@@ -187,13 +187,13 @@ def _hash_names(dataset: Any) -> str:
 
 
 def _name(network: nn.Module) -> str:
-    """Name a backbone by its source, else by its name in eva's registry, else by its class."""
+    """Names a backbone by its source, else by its name in eva's registry, else by its class."""
     source = getattr(getattr(network, "model", network), "source", None)
     return source or registry_name(network) or type(network).__name__
 
 
 def _check_normalization(network: nn.Module, datasets: list[Any]) -> None:
-    """Warn if the tiles are normalised differently from those the network was trained on."""
+    """Warns if the tiles are normalised differently from those the network was trained on."""
     inner = getattr(network, "model", network)
     source = getattr(inner, "source", None) or f"eva:{registry_name(network)}"
     if source.startswith("eva:universal/"):  # their normalisation is for natural images

@@ -38,7 +38,7 @@ def bootstrap_interval(
     level: float = 0.95,
     seed: int = 0,
 ) -> Interval:
-    """Compute the percentile interval of a value, resampling whole units with replacement.
+    """Computes the percentile interval of a value, resampling whole units with replacement.
 
     Tiles of one patient resemble each other. So patients are resampled, each with all its rows.
     The same units and seed give the same resamples for every statistic. For the paired difference
@@ -90,6 +90,6 @@ def bootstrap_interval(
 
 
 def _ranges(starts: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-    """Concatenate the ranges start, start + 1, ..., start + length - 1."""
+    """Concatenates the ranges start, start + 1, ..., start + length - 1."""
     ends = np.cumsum(lengths)
     return np.arange(ends[-1]) + np.repeat(starts - ends + lengths, lengths)

@@ -31,7 +31,7 @@ CKA = MetricFamily(
 
 
 def linear_cka(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """Compute linear CKA: 1 for embeddings equal up to rotation and scale, 0 for unrelated ones.
+    """Computes linear CKA: 1 for embeddings equal up to rotation and scale, 0 for unrelated ones.
 
     Source: Kornblith et al. 2019, arXiv 1905.00414, equation 3 with linear kernels.
 
@@ -58,7 +58,7 @@ def linear_cka(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
 
 
 def cka_between(a: Embeddings, b: Embeddings, device: str = "auto") -> dict[str, float]:
-    """Compute CKA of two encoders' embeddings of the same tiles, matched by tile name.
+    """Computes CKA of two encoders' embeddings of the same tiles, matched by tile name.
 
     Args:
         a: Embeddings by one encoder.
@@ -93,7 +93,7 @@ def cka_between(a: Embeddings, b: Embeddings, device: str = "auto") -> dict[str,
 
 
 def align(evaluated: Embeddings, teacher: Embeddings) -> MetricResult:
-    """Compute linear CKA with the teacher's embeddings; undefined if an encoder is constant."""
+    """Computes linear CKA with the teacher's embeddings; undefined if an encoder is constant."""
     values = cka_between(evaluated, teacher)
     undefined = {
         name: "all embeddings of one encoder are the same"
@@ -126,7 +126,7 @@ class LinearCKA(Metric):
     xy: torch.Tensor
 
     def __init__(self, x_width: int, y_width: int, unbiased: bool = False, **kwargs: Any) -> None:
-        """Initialize the metric.
+        """Initializes the metric.
 
         Args:
             x_width: Width D1 of the first embeddings.
@@ -146,7 +146,7 @@ class LinearCKA(Metric):
 
     @override
     def update(self, x: torch.Tensor, y: torch.Tensor) -> None:
-        """Add tiles.
+        """Adds tiles.
 
         Args:
             x: Embeddings (N, D1).
@@ -159,19 +159,19 @@ class LinearCKA(Metric):
 
     @override
     def compute(self) -> torch.Tensor:
-        """Compute the alignment of all tiles so far, a scalar."""
+        """Computes the alignment of all tiles so far, a scalar."""
         align = _unbiased_alignment if self.unbiased else _biased_alignment
         return align(self.xx, self.yy, self.xy)
 
 
 def _centred(embeddings: torch.Tensor) -> torch.Tensor:
-    """Centre the columns in double precision, on the CPU because some devices lack doubles."""
+    """Centres the columns in double precision, on the CPU because some devices lack doubles."""
     embeddings = embeddings.detach().cpu().double()
     return embeddings - embeddings.mean(0)
 
 
 def _with_moments(x: torch.Tensor) -> torch.Tensor:
-    """Put 1 before and |x|² after each row: products of two such give all sums HSIC needs."""
+    """Puts 1 before and |x|² after each row: products of two such give all sums HSIC needs."""
     x = x.double()
     return torch.cat([torch.ones_like(x[:, :1]), x, x.square().sum(1, keepdim=True)], dim=1)
 

@@ -39,7 +39,7 @@ class Embeddings:
 
 
 def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
-    """Concatenate several splits of a task; only groups that all of them have are kept."""
+    """Concatenates several splits of a task; only groups that all of them have are kept."""
     groups = set.intersection(*(set(part.groups) for part in parts))
     return Embeddings(
         np.concatenate([part.values for part in parts]),

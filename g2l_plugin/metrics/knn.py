@@ -46,7 +46,7 @@ class KNNVoting(EmbeddingMetric):
         temperature: float | None = 0.07,
         device: str = "auto",
     ) -> None:
-        """Initialize the metric.
+        """Initializes the metric.
 
         Args:
             k: Number of training tiles that vote.
@@ -98,7 +98,7 @@ def knn_scores(
     temperature: float | None = 0.07,
     device: str = "auto",
 ) -> np.ndarray:
-    """Compute the share of each class in the vote of the nearest training tiles.
+    """Computes the share of each class in the vote of the nearest training tiles.
 
     The predicted class is the `argmax`; ties go to the lower class, as in scikit-learn.
 
@@ -142,7 +142,7 @@ def knn_accuracy(
     test_labels: np.ndarray,
     k: int = 20,
 ) -> float:
-    """Classify test tiles by an equal vote of their nearest training tiles in cosine distance.
+    """Classifies test tiles by an equal vote of their nearest training tiles in cosine distance.
 
     Ties go to the lower class.
 

@@ -60,7 +60,7 @@ class EmbeddingMetric(abc.ABC):
 
     @abc.abstractmethod
     def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
-        """Compute the metric.
+        """Computes the metric.
 
         Args:
             train: Embeddings of the training split; some metrics don't use them.
@@ -75,7 +75,7 @@ class EmbeddingMetric(abc.ABC):
 def compute_all(
     metrics: Iterable[EmbeddingMetric], train: Embeddings, evaluated: Embeddings
 ) -> MetricResult:
-    """Compute several metrics and merge their results.
+    """Computes several metrics and merges their results.
 
     Args:
         metrics: The metrics.
@@ -97,7 +97,7 @@ def compute_all(
 
 
 def merge(results: Iterable[MetricResult]) -> MetricResult:
-    """Merge the results of several metrics; details that are dictionaries are merged too."""
+    """Merges the results of several metrics; details that are dictionaries are merged too."""
     merged = MetricResult({})
     for result in results:
         merged.values.update(result.values)

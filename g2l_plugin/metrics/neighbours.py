@@ -36,7 +36,7 @@ def nearest(
     device: str = "auto",
     description: str = "Finding neighbours",
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Find the k nearest references of each query, exactly and in single precision.
+    """Finds the k nearest references of each query, exactly and in single precision.
 
     All similarities are computed, a block of queries at a time. So it needs memory for one copy of
     the references in addition to the embeddings. Among equally near references the first ones win.
@@ -94,18 +94,18 @@ def nearest(
 
 
 def to_device(embeddings: np.ndarray, device: torch.device) -> torch.Tensor:
-    """Copy embeddings to a device in single precision."""
+    """Copies embeddings to a device in single precision."""
     return torch.from_numpy(np.ascontiguousarray(embeddings, np.float32)).to(device)
 
 
 def _project(embeddings: torch.Tensor, centre: torch.Tensor | None) -> torch.Tensor:
-    """Map embeddings so that dot products rank neighbours: normalised (cosine) or centred."""
+    """Maps embeddings so that dot products rank neighbours: normalised (cosine) or centred."""
     return F.normalize(embeddings, dim=1) if centre is None else embeddings - centre
 
 
 @contextlib.contextmanager
 def full_precision() -> Iterator[None]:
-    """Use full precision for matrix products: trainers lower it, which would mix up neighbours."""
+    """Uses full precision for matrix products: trainers lower it, which would mix up neighbours."""
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("highest")
     try:
@@ -130,7 +130,7 @@ def _largest(matrix: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _common_codes(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Number the group names, the same name alike in both arrays."""
+    """Numbers the group names, the same name alike in both arrays."""
     _, codes = np.unique(np.concatenate([a, b]), return_inverse=True)
     return codes[: len(a)], codes[len(a) :]
 
@@ -151,7 +151,7 @@ def _check_available(
 
 
 def check_values(embeddings: np.ndarray, distance: Distance) -> None:
-    """Raise a UserError if embeddings (N, D) are not finite or have no cosine similarity."""
+    """Raises a UserError if embeddings (N, D) are not finite or have no cosine similarity."""
     norms = np.sqrt(np.einsum("nd,nd->n", embeddings, embeddings, dtype=np.float64))
     if broken := int((~np.isfinite(norms)).sum()):
         raise UserError(

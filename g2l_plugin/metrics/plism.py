@@ -69,7 +69,7 @@ class MatchedRobustness(EmbeddingMetric):
     """
 
     def __init__(self, k: Sequence[int] = (1, 3, 5, 10), device: str = "auto") -> None:
-        """Initialize the metric.
+        """Initializes the metric.
 
         Args:
             k: Numbers of nearest tiles.
@@ -216,7 +216,7 @@ def _ranks(
     own_x: torch.Tensor,
     own_y: torch.Tensor,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Count the tiles that are at least as near as the match.
+    """Counts the tiles that are at least as near as the match.
 
     Args:
         x: Normalised embeddings of one slide (N, D).
@@ -252,7 +252,7 @@ def _ranks(
 
 
 def _median(sums: np.ndarray, counts: np.ndarray) -> Callable[[np.ndarray], float]:
-    """Return a function of units: the median over pairs of their means, from (P, U) arrays."""
+    """Returns a function of units: the median over pairs of their means, from (P, U) arrays."""
 
     def statistic(units: np.ndarray) -> float:
         weights = np.bincount(units, minlength=counts.shape[1])

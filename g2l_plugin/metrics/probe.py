@@ -37,7 +37,7 @@ class LogisticProbe(EmbeddingMetric):
     """
 
     def __init__(self, max_iter: int = 1000, l2: float | None = None) -> None:
-        """Initialize the metric.
+        """Initializes the metric.
 
         Args:
             max_iter: Maximum number of L-BFGS iterations.
@@ -129,7 +129,7 @@ class Auroc:
     """
 
     def __init__(self, scores: np.ndarray, labels: np.ndarray) -> None:
-        """Sort the rows.
+        """Sorts the rows.
 
         Args:
             scores: Class probabilities (M, C).
@@ -145,7 +145,7 @@ class Auroc:
             self._curves.append((order, starts, labels[order] == classes[column]))
 
     def __call__(self, rows: np.ndarray) -> float:
-        """Compute the AUROC of some rows, given as int indices with repeats."""
+        """Computes the AUROC of some rows, given as int indices with repeats."""
         weights = np.bincount(rows, minlength=len(self._curves[0][0])).astype(np.float64)
         areas = []
         for order, starts, positive in self._curves:

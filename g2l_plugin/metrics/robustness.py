@@ -68,7 +68,7 @@ class RobustnessIndex(EmbeddingMetric):
         distance: Distance = "cosine",
         device: str = "auto",
     ) -> None:
-        """Initialize the metric.
+        """Initializes the metric.
 
         Args:
             k: Numbers of neighbours.
@@ -134,7 +134,7 @@ class RobustnessIndex(EmbeddingMetric):
 
 
 def _count(same_class: np.ndarray, same_centre: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Count SS, SO, OS and OO among the first 1, 2, ... K neighbours of each unit's tiles.
+    """Counts SS, SO, OS and OO among the first 1, 2, ... K neighbours of each unit's tiles.
 
     Args:
         same_class: Whether a neighbour has the tile's class, bool (N, K), nearest first.
@@ -162,7 +162,7 @@ def _pathorob(counts: np.ndarray) -> float:
 
 
 def _summarise(counts: np.ndarray, ks: Sequence[int], settings: dict[str, Any]) -> MetricResult:
-    """Compute indices, intervals and curves from counts (K, units, 4)."""
+    """Computes indices, intervals and curves from counts (K, units, 4)."""
     totals = counts.sum(1)
     values, undefined, intervals, curves = {}, {}, {}, {}
     for name, index, missing in (
@@ -195,5 +195,5 @@ def _summarise(counts: np.ndarray, ks: Sequence[int], settings: dict[str, Any]) 
 def _of_units(
     index: Callable[[np.ndarray], float], counts: np.ndarray
 ) -> Callable[[np.ndarray], float]:
-    """Return a function that computes the index of some units from their counts (units, 4)."""
+    """Returns a function that computes the index of some units from their counts (units, 4)."""
     return lambda units: index(counts[units].sum(0))

@@ -24,7 +24,7 @@ class TileDataModule(DataModule):
         seed: int | bool = 42,
         **kwargs: Any,
     ) -> None:
-        """Initialises the data module.
+        """Initializes the data module.
 
         Args:
             args: Positional arguments of `eva.DataModule`.

@@ -56,7 +56,7 @@ class TileDataset(MapDataset[Any]):
         max_open_slides: int = 64,
         packed_root: str | None = None,
     ) -> None:
-        """Initialises the dataset; no file is opened before `prepare_data`.
+        """Initializes the dataset; no file is opened before `prepare_data`.
 
         Args:
             root: The folder of the slides.

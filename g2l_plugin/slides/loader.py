@@ -48,7 +48,7 @@ class TileLoader:
         drop_last: bool = True,
         **worker_options: Any,
     ) -> None:
-        """Initialises the loader.
+        """Initializes the loader.
 
         Args:
             dataset: The tiles, after `setup`, all of one size.

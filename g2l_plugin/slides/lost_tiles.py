@@ -17,7 +17,7 @@ class LostTiles:
     """
 
     def __init__(self, n_tiles: int, max_lost: float) -> None:
-        """Initialises the flags.
+        """Initializes the flags.
 
         Args:
             n_tiles: Tiles of the dataset.

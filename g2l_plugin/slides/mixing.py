@@ -58,7 +58,7 @@ class MixingBuffer:
     def __init__(
         self, blocks: Sequence[np.ndarray], batch_size: int, capacity: int, rng: np.random.Generator
     ) -> None:
-        """Initialises an empty buffer.
+        """Initializes an empty buffer.
 
         Args:
             blocks: Tile numbers, in the order of reading.

@@ -33,7 +33,7 @@ class SlideReader:
         size: tuple[int, int],
         max_open_slides: int,
     ) -> None:
-        """Initialises the reader; no slide is opened yet.
+        """Initializes the reader; no slide is opened yet.
 
         Args:
             paths: The slides.

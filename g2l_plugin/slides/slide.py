@@ -46,7 +46,7 @@ class SlideError(UserError):
     """A slide that cannot be used."""
 
     def __init__(self, problem: SlideProblem, message: str) -> None:
-        """Initialises the error.
+        """Initializes the error.
 
         Args:
             problem: The kind of problem, by which slides are counted.

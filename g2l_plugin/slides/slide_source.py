@@ -43,7 +43,7 @@ class SlideTiles:
         max_lost: float = 0.01,
         max_open_slides: int = 64,
     ) -> None:
-        """Initialises the tiles; no slide is opened yet.
+        """Initializes the tiles; no slide is opened yet.
 
         Args:
             slides: The slides and the places of their tiles.

@@ -58,7 +58,7 @@ class AugmentedView(nn.Module):
         seed: int | bool = 0,
         n_views: int | None = None,
     ) -> None:
-        """Initialises the view.
+        """Initializes the view.
 
         Args:
             size: Side of the random crop, in pixels.
