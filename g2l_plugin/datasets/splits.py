@@ -55,8 +55,8 @@ def split_patients(
     for draw in range(_MAX_DRAWS if per_label.min() >= len(splits) else 0):
         folds = _draw_folds(labels, patients, seed + draw * 100_003)
         drawn = np.asarray(splits)[np.where(folds < len(splits) - 1, folds + 1, 0)]
-        counts = pd.crosstab(labels, drawn).reindex(columns=list(splits), fill_value=0)
-        if (counts > 0).all(axis=None):
+        drawn = _move_patients(labels, patients, drawn, splits)
+        if (_count_patients(labels, patients, drawn, splits) > 0).all(axis=None):
             result = np.empty_like(drawn)
             result[order] = drawn
             return result
@@ -97,3 +97,35 @@ def _draw_folds(labels: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarr
         for number, (_, held_out) in enumerate(splitter.split(labels, labels, patients)):
             folds[held_out] = number
     return folds
+
+
+def _count_patients(
+    labels: np.ndarray, patients: np.ndarray, drawn: np.ndarray, splits: Sequence[str]
+) -> pd.DataFrame:
+    """Patients of each label (rows) in each split (columns)."""
+    rows = pd.DataFrame({"label": labels, "patient": patients, "split": drawn}).drop_duplicates()
+    return pd.crosstab(rows["label"], rows["split"]).reindex(columns=list(splits), fill_value=0)
+
+
+def _move_patients(
+    labels: np.ndarray, patients: np.ndarray, drawn: np.ndarray, splits: Sequence[str]
+) -> np.ndarray:
+    """Moves patients to splits that lack a label, as long as no other split loses one by it.
+
+    The folds balance rows, so in a small cohort a fold may have none of a label.
+    """
+    drawn = drawn.copy()
+    while True:
+        counts = _count_patients(labels, patients, drawn, splits)
+        movable = []
+        for row, column in np.argwhere(counts.to_numpy() == 0):
+            label, split = counts.index[row], counts.columns[column]
+            for patient in np.unique(patients[labels == label]):
+                of_patient = patients == patient
+                left = counts.loc[np.unique(labels[of_patient]), drawn[of_patient][0]]
+                if left.min() > 1:
+                    movable.append((-left[label], of_patient.sum(), patient, split))
+        if not movable:
+            return drawn
+        *_, patient, split = min(movable)
+        drawn[patients == patient] = split

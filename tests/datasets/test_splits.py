@@ -66,6 +66,17 @@ def test_a_label_of_too_few_patients_is_named():
         split_patients(labels, patients)
 
 
+def test_patients_move_to_a_split_that_lacks_a_label():
+    # A cohort for which none of 50 draws of folds has every label in every split.
+    labels = ["label 0"] * 11 + ["label 1"] * 8
+    numbers = "0 0 1 1 0-2 0-3 0-4 0-5 0-5 0-5 0-5 0 0 1 1 1-2 1-3 1-4 1-5".split()
+    patients = [f"patient {number}" for number in numbers]
+    splits = split_patients(labels, patients, 0)
+    table = pd.DataFrame({"label": labels, "patient": patients, "split": splits})
+    assert table.groupby("patient")["split"].nunique().max() == 1
+    assert (table.groupby("label")["split"].nunique() == 3).all()
+
+
 def test_unknown_patients_are_refused():
     with pytest.raises(UserError, match="2 of 4 rows have no patient"):
         split_patients(list("abab"), ["", "p", "", "q"])
