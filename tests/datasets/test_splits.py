@@ -69,8 +69,9 @@ def test_a_label_of_too_few_patients_is_named():
 def test_patients_move_to_a_split_that_lacks_a_label():
     # A cohort for which none of 50 draws of folds has every label in every split.
     labels = ["label 0"] * 11 + ["label 1"] * 8
-    numbers = "0 0 1 1 0-2 0-3 0-4 0-5 0-5 0-5 0-5 0 0 1 1 1-2 1-3 1-4 1-5".split()
-    patients = [f"patient {number}" for number in numbers]
+    of_0 = ["0", "0", "1", "1", "0-2", "0-3", "0-4", *["0-5"] * 4]
+    of_1 = ["0", "0", "1", "1", "1-2", "1-3", "1-4", "1-5"]
+    patients = [f"patient {number}" for number in of_0 + of_1]
     splits = split_patients(labels, patients, 0)
     table = pd.DataFrame({"label": labels, "patient": patients, "split": splits})
     assert table.groupby("patient")["split"].nunique().max() == 1
