@@ -69,6 +69,19 @@ def take_over_processes(trainer: pl.Trainer) -> list[subprocess.Popen]:
     return processes
 
 
+def validate_within_fit(trainer: pl.Trainer) -> None:
+    """Runs a validation before the first step, or after the last one.
+
+    Lightning 2.6 validates only after a step, and its sanity check logs nothing. Nothing happens
+    where the run has no validation.
+    """
+    if not trainer.enable_validation:
+        return
+    trainer.validating = True
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+
+
 def skip_sigterm_broadcast(trainer: pl.Trainer) -> None:
     """Keeps the host from waiting for the devices before each batch.
 

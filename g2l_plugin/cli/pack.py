@@ -26,7 +26,8 @@ def add_parser(commands: Commands) -> None:
     add("index", type=Path, metavar="INDEX", help="folder of the index")
     add("output", type=Path, metavar="OUTPUT", help="folder for the shards; must not exist")
     add("--quality", type=int, default=95, help="quality of the JPEG files, 1 to 100")
-    add("--n-val-tiles", type=int, default=256, help="tiles held out for validation")
+    add("--n-val-tiles", type=int, default=2048, help="tiles for validation")
+    add("--n-val-patients", type=int, default=20, help="patients held out for validation")
     add("--seed", type=int, default=0, help="seed of that choice (COHORT_SEED of the configs)")
     add("--max-lost", type=float, default=0.01, help="share of tiles that may be unreadable")
     add("--workers", type=int, help="processes; one per CPU core if not given")
@@ -40,6 +41,7 @@ def _run(options: argparse.Namespace) -> None:
         options.index,
         options.output,
         options.n_val_tiles,
+        options.n_val_patients,
         options.seed,
         options.quality,
         options.max_lost,

@@ -31,6 +31,7 @@ def add_parser(commands: Commands) -> None:
     add("--cancer", help="cancer of the slides, for the card; from the run's config if not given")
     add("--license", help="licence identifier; derived from teacher and start if not given")
     add("--onnx", action="store_true", help="also writes model.onnx, for ONNX Runtime")
+    add("--force", action="store_true", help="publishes a student that is worse than its start too")
     add = parser.add_argument_group("upload to the Hub").add_argument
     add("--repo-id", metavar="ORG/NAME", help="repository; without it nothing is uploaded")
     add("--private", action="store_true", help="makes a new repository private")
@@ -47,7 +48,11 @@ def _run(options: argparse.Namespace) -> None:
     from g2l_plugin.publishing.upload import UploadOptions
 
     published = publish_run(
-        options.run, options.output, cancer=options.cancer, license=options.license
+        options.run,
+        options.output,
+        cancer=options.cancer,
+        license=options.license,
+        force=options.force,
     )
     for restriction in published.license.restrictions:
         print(f"Licence: {restriction}", file=sys.stderr)

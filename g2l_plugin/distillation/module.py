@@ -14,20 +14,20 @@ from torch.optim import lr_scheduler
 from torch.utils.checkpoint import checkpoint as recompute
 from typing_extensions import override
 
+from g2l_plugin import upstream
 from g2l_plugin.distillation.losses import DistillationLoss, LogSumLoss
 from g2l_plugin.distillation.objective import CombinedObjective
 from g2l_plugin.distillation.running.run_module import RunModule
-from g2l_plugin.distillation.running.run_state import train_dataset
+from g2l_plugin.distillation.running.run_state import tile_dataset
 from g2l_plugin.distillation.running.teacher_caches import TeacherCaches
 from g2l_plugin.distillation.teachers import Teachers, embed
+from g2l_plugin.distillation.validation import measure_alignment
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.encoders.timm_network import timm_config
 from g2l_plugin.errors import UserError
-from g2l_plugin.metrics.cka import linear_cka
 from g2l_plugin.slides.batch import TileBatch
 from g2l_plugin.slides.views import AugmentedView, center_view
-from g2l_plugin.upstream import attached_trainer
 
 
 class DistillationModule(RunModule):
@@ -114,7 +114,10 @@ class DistillationModule(RunModule):
         # The state dict has no teacher; `RunState.load` checks the other weights.
         self.strict_loading = False
         self._caches: TeacherCaches | None = None
-        self._validation_embeddings: list[tuple[torch.Tensor, list[torch.Tensor]]] = []
+        # Tile numbers and embeddings of the batches of a validation, by student and teachers.
+        self._validation: list[tuple[np.ndarray | None, torch.Tensor, list[torch.Tensor]]] = []
+        # Teachers' embeddings of each batch: they are computed once in a run.
+        self._validation_teachers: dict[tuple[int, int], list[torch.Tensor]] = {}
 
     @property
     def teacher(self) -> Encoder:
@@ -179,28 +182,46 @@ class DistillationModule(RunModule):
         return {"loss": loss}
 
     @override
-    def validation_step(self, batch: Any, *args: Any, **kwargs: Any) -> STEP_OUTPUT:
-        views = center_view(TileBatch.of(batch).tiles, self.view.size)  # (B, 3, H, W)
-        teachers = self.teachers(views, self.micro_batch_size)  # (B, D_t) per teacher
-        self._validation_embeddings.append((self._embed_with_student(views), teachers))
+    def on_validation_epoch_start(self) -> None:
+        self._validation.clear()  # of a validation that was interrupted
+
+    @override
+    def validation_step(
+        self, batch: Any, batch_idx: int = 0, dataloader_idx: int = 0
+    ) -> STEP_OUTPUT:
+        batch = TileBatch.of(batch)
+        views = center_view(batch.tiles, self.view.size)  # (B, 3, H, W)
+        place = (dataloader_idx, batch_idx)
+        if place not in self._validation_teachers:
+            self._validation_teachers[place] = self.teachers(views, self.micro_batch_size)
+        teachers = self._validation_teachers[place]  # (B, D_t) per teacher
+        self._validation.append((batch.numbers, self._embed_with_student(views), teachers))
         return None
 
     @override
     def on_validation_epoch_end(self) -> None:
-        students, teachers = zip(*self._validation_embeddings, strict=True)
-        self._validation_embeddings.clear()
+        batches, students, teachers = zip(*self._validation, strict=True)
+        self._validation.clear()
         student = self.gather_rows(torch.cat(students))  # (N, D_s)
         targets = [self.gather_rows(torch.cat(parts)) for parts in zip(*teachers, strict=True)]
-        metrics = {}
-        pairs = zip(targets, self.objective.project(student, targets), strict=True)
-        for number, (teacher, (projected, target)) in enumerate(pairs):  # (N, D_t) each
-            suffix = f"/teacher_{number + 1}" if number else ""
-            cosine = torch.cosine_similarity(projected, target, dim=-1).mean()
-            metrics[f"val/cosine{suffix}"] = cosine
-            metrics[f"val/cka{suffix}"] = linear_cka(student.float(), teacher.float())
-        self.log_dict(metrics)
-        values = {name: float(value) for name, value in metrics.items()}
-        self.run_state.alignment = values | {"step": self.trainer.global_step}
+        patients = None
+        if (dataset := tile_dataset(self.trainer, "val")) is not None and batches[0] is not None:
+            column = torch.from_numpy(np.concatenate(batches))[:, None].to(self.device)
+            numbers = self.gather_rows(column).flatten().cpu().numpy()  # (N,)
+            # Several devices repeat tiles, so that all have as many.
+            _, first = np.unique(numbers, return_index=True)
+            student, targets = student[first], [target[first] for target in targets]
+            patients = None if (names := dataset.patients()) is None else names[numbers[first]]
+        projected = self.objective.project(student, targets)  # (N, D_t) pairs
+        alignment = measure_alignment(student, targets, projected, patients)
+        self.log_dict({name: torch.tensor(value) for name, value in alignment.values.items()})
+        self.run_state.validated(self.global_step, len(student), patients, alignment)
+
+    @override
+    def on_train_start(self) -> None:
+        super().on_train_start()
+        if self.global_step == 0:
+            upstream.validate_within_fit(self.trainer)  # the start, to compare with
 
     @override
     def on_fit_start(self) -> None:
@@ -218,7 +239,7 @@ class DistillationModule(RunModule):
                 self.teachers.encoders,
                 self.view.settings(),
                 precision,
-                train_dataset(self.trainer),
+                tile_dataset(self.trainer),
             )
 
     @override
@@ -230,6 +251,12 @@ class DistillationModule(RunModule):
     def on_train_end(self) -> None:
         if self._caches is not None:
             self._caches.flush()
+        if self.run_state.alignment.get("step") != self.global_step:
+            upstream.validate_within_fit(self.trainer)
+
+    @override
+    def on_fit_end(self) -> None:
+        self._validation_teachers.clear()  # later validations may be of other tiles
 
     @override
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -239,7 +266,7 @@ class DistillationModule(RunModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        dataset = train_dataset(attached_trainer(self))
+        dataset = tile_dataset(upstream.attached_trainer(self))
         self.run_state.load(
             checkpoint, self.state_dict(), self.teachers.encoders, dataset, self.step_sync
         )

@@ -13,7 +13,9 @@ from g2l_plugin.config_files import find_config
 from g2l_plugin.errors import UserError
 from g2l_plugin.publishing.publish import benchmark_command, publish_run, upload_published
 from g2l_plugin.publishing.upload import UploadOptions
-from g2l_plugin.runs.checkpoints import FOLDER, LAST
+from g2l_plugin.runs.checkpoints import FOLDER, LAST, read_checkpoint
+from g2l_plugin.runs.outcome import describe_outcome
+from g2l_plugin.runs.record import RunRecord
 from g2l_plugin.runs.run_callback import RunCallback
 from g2l_plugin.runs.run_folder import STUDENT
 
@@ -21,8 +23,9 @@ from g2l_plugin.runs.run_folder import STUDENT
 class PublishStudent(RunCallback):
     """Writes the student of a run that has ended into `student/` in its folder, and uploads it.
 
-    The last lines of the run say where it is, how to load it, and how to benchmark it. An upload
-    that fails is reported as the very last, when nothing of the run can be lost any more.
+    The last lines of the run say what it came to, where the student is, how to load it, and how to
+    benchmark it. A student that is worse than its start is not published. That, or an upload that
+    fails, is reported as the very last, when nothing of the run can be lost any more.
 
     Attributes:
         student_folder: The published folder; None before the run has ended.
@@ -39,6 +42,7 @@ class PublishStudent(RunCallback):
         create_pr: bool = False,
         replace: bool = False,
         license: str | None = None,
+        force: bool = False,
     ) -> None:
         """Initializes the callback.
 
@@ -54,12 +58,14 @@ class PublishStudent(RunCallback):
             replace: Whether another model in the repository may be replaced.
             license: Licence identifier; None uses the one that follows from teacher and start, if
                 that restricts nothing.
+            force: Whether to publish a student that is worse than its start too.
 
         Raises:
             UserError: There is no such benchmark config.
         """
         super().__init__()
         self.cancer = cancer
+        self.force = force
         is_url = "://" in benchmark_config
         self.benchmark_config = (
             benchmark_config if is_url else str(find_config(benchmark_config).resolve())
@@ -67,16 +73,25 @@ class PublishStudent(RunCallback):
         self.upload = UploadOptions(repo_id, private, revision, tag, create_pr, replace, license)
         self.student_folder: Path | None = None
         self._benchmark_command = ""
+        self._outcome = ""
         self._failure: UserError | None = None
 
     @override
     def on_run_end(self, trainer: pl.Trainer, run_folder: Path) -> None:
-        published = publish_run(
-            run_folder / FOLDER / LAST,
-            run_folder / STUDENT,
-            cancer=self.cancer,
-            license=self.upload.license,
-        )
+        path = run_folder / FOLDER / LAST
+        record = RunRecord.from_checkpoint(read_checkpoint(path), str(path))
+        self._outcome = describe_outcome(record.start, record.alignment)
+        try:
+            published = publish_run(
+                path,
+                run_folder / STUDENT,
+                cancer=self.cancer,
+                license=self.upload.license,
+                force=self.force,
+            )
+        except UserError as error:
+            self._failure = error
+            return
         for restriction in published.license.restrictions:
             logger.warning(restriction)
         self.student_folder = published.folder
@@ -89,10 +104,12 @@ class PublishStudent(RunCallback):
 
     @override
     def on_session_end(self) -> list[RenderableType]:
+        outcome = [f"Outcome:   {self._outcome}"] if self._outcome else []
         if self.student_folder is None:
-            return []
+            return [*outcome]
         source = f"local-dir:{self.student_folder}"
         return [
+            *outcome,
             f"Student:   {self.student_folder}",
             f"Load:      timm.create_model({source!r}, pretrained=True)",
             f"Benchmark: {self._benchmark_command}",

@@ -11,6 +11,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from g2l_plugin.publishing.licenses import StudentLicense
+from g2l_plugin.runs.outcome import find_decline
 from g2l_plugin.runs.record import RunRecord
 
 _FILES = importlib.resources.files("g2l_plugin.publishing")
@@ -58,6 +59,8 @@ def render_card(facts: CardFacts) -> str:
             license=facts.license.identifier,
             restrictions=facts.license.restrictions,
             evaluation=facts.evaluation,
+            alignment_rows=_alignment_rows(record),
+            decline=find_decline(record.start, record.alignment, record.change),
             undefined=_undefined(facts.evaluation),
             robustness_measured=_robustness_measured(facts.evaluation),
             cell=_cell,
@@ -87,7 +90,8 @@ def _metadata(facts: CardFacts) -> ModelCardData:
             metric_name=label,
         )
         for name, label in (
-            ("val/cka", "linear CKA with the teacher"),
+            ("val/cka", "unbiased linear CKA with the teacher"),
+            ("val/shared_neighbours", "10 nearest tiles shared with the teacher"),
             ("val/cosine", "cosine with the teacher, projected"),
         )
         if name in facts.record.alignment
@@ -116,6 +120,37 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         eval_results=results or None,
         teacher=teachers[0] if len(teachers) == 1 else teachers,
     )
+
+
+def _alignment_rows(record: RunRecord) -> list[list[str]]:
+    """The figures of the validation at start and end: name, start, end, interval."""
+    start, end = record.start, record.alignment
+    rows = []
+    for number in range(1, len(record.teachers) + 1):
+        suffix = f"/teacher_{number}" if number > 1 else ""
+        of_teacher = f" of teacher {number}" if number > 1 else ""
+        for name, title in (
+            ("cka", "unbiased linear CKA with the embeddings"),
+            ("shared_neighbours", "10 nearest tiles shared with those"),
+            ("cosine", "cosine of the projected embeddings with those"),
+        ):
+            low, high = (end.get(f"val/{name}_{side}{suffix}") for side in ("low", "high"))
+            interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+            rows.append(
+                [title + (of_teacher or " of the teacher"), f"val/{name}{suffix}", interval]
+            )
+    rows.append(["effective rank of the embeddings", "val/effective_rank", ""])
+    return [
+        [title, *(_number(part.get(name)) for part in (start, end)), interval]
+        for title, name, interval in rows
+        if name in end
+    ]
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return ""
+    return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
 
 
 def _cell(row: dict[str, Any], column: str) -> str:

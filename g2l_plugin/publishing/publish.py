@@ -16,6 +16,7 @@ from g2l_plugin.publishing.card import CardFacts, render_card
 from g2l_plugin.publishing.licenses import StudentLicense, license_of
 from g2l_plugin.publishing.upload import UploadOptions, upload_student
 from g2l_plugin.runs.checkpoints import FOLDER, LAST, list_checkpoints, read_checkpoint
+from g2l_plugin.runs.outcome import find_decline
 from g2l_plugin.runs.record import RunRecord
 from g2l_plugin.runs.run_folder import CONFIG, EVALUATION, STUDENT
 
@@ -60,7 +61,12 @@ def find_checkpoint(run: Path) -> Path:
 
 
 def publish_run(
-    run: Path, folder: Path | None = None, *, cancer: str | None = None, license: str | None = None
+    run: Path,
+    folder: Path | None = None,
+    *,
+    cancer: str | None = None,
+    license: str | None = None,
+    force: bool = False,
 ) -> Published:
     """Publishes the student of a run, or of one checkpoint, from the files in the run's folder.
 
@@ -69,9 +75,11 @@ def publish_run(
         folder: The folder to write; None means `student` in the run's folder.
         cancer: The cancer of the slides, for the card; None reads it from the run's config.
         license: Licence identifier; None derives it from teacher and start.
+        force: Whether to publish a student that is worse than its start; the card says so.
 
     Raises:
-        UserError: The run has not ended, or its checkpoint has no student that can be published.
+        UserError: The run has not ended, its checkpoint has no student that can be published, or
+            the student is worse than its start.
 
     Examples:
         >>> from g2l_plugin import AugmentedView, DemoTiles, EncoderSource, distil, publish_run
@@ -97,6 +105,13 @@ def publish_run(
             f"{run} has not ended (step {record.step:,}). Resume it (`resume: auto`, or "
             f"RESUME={path}), or publish this checkpoint: g2l publish {path}"
         )
+    decline = find_decline(record.start, record.alignment, record.change)
+    if decline is not None and not force:
+        raise UserError(
+            f"The student is further from its teacher than its start, so it is not published: "
+            f"{decline}. Train it again, e.g. with configs/g2l_robust.yaml, or publish it anyway: "
+            f"g2l publish --force {run}"
+        )
     state = {
         name.removeprefix(_STUDENT_PREFIX): value
         for name, value in checkpoint["state_dict"].items()
@@ -116,7 +131,12 @@ def publish_run(
     if cancer is None and config is not None:
         cancer = find_cancer(config)
     facts = CardFacts(record, student_license, cancer, config, evaluation)
-    results = {"alignment": record.alignment, "evaluation": evaluation}
+    results = {
+        "start": record.start,
+        "alignment": record.alignment,
+        "change": record.change,
+        "evaluation": evaluation,
+    }
     files = {RESULTS: json.dumps(results, indent=2) + "\n"}
     if config is not None:
         files[TRAINING_CONFIG] = (run_folder / CONFIG).read_text(encoding="utf-8")

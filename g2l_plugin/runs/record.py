@@ -45,12 +45,17 @@ class RunRecord:
         network: The student's config.json, from which timm builds its network.
         loss: Name and settings of the loss.
         finished: Whether the run had ended.
+        ending: What ended it before its last step, e.g. an early stop; "" if nothing did.
         step: Optimizer steps taken.
         tiles_seen: Tiles seen in training.
         seconds: Time of training over all resumed parts, in seconds.
         hardware: The devices, e.g. `2 x NVIDIA H200`.
         cohort: `tiles` and, if known, `slides` and `centres` (slides per centre).
-        alignment: `val/cosine`, `val/cka` and the `step` of their computation; may be empty.
+        start: Figures of the validation before the first step, as `alignment`.
+        alignment: Figures of the last validation (see `g2l_plugin.distillation.validation`), with
+            its `step`, `tiles` and, if known, `patients`; may be empty.
+        change: From start to the last validation: the difference of `val/cka` and of
+            `val/shared_neighbours`, and both ends of its 95 % interval; None where unknown.
         further_teachers: The teachers after the first.
         widths: Prefixes of the student's embedding that were distilled too.
     """
@@ -60,12 +65,15 @@ class RunRecord:
     network: dict[str, Any]
     loss: str
     finished: bool = False
+    ending: str = ""
     step: int = 0
     tiles_seen: int = 0
     seconds: float = 0.0
     hardware: str = ""
     cohort: dict[str, Any] = dataclasses.field(default_factory=dict)
+    start: dict[str, float] = dataclasses.field(default_factory=dict)
     alignment: dict[str, float] = dataclasses.field(default_factory=dict)
+    change: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
     further_teachers: tuple[EncoderRecord, ...] = ()
     widths: tuple[int, ...] = ()
 

@@ -22,16 +22,13 @@ from g2l_plugin.slides.slide_source import SlideTiles
 from g2l_plugin.slides.tile_grid import TileGrid
 from g2l_plugin.slides.tile_source import TileSource
 
-_MAX_VAL_SHARE = 0.1
-"""Largest share of the tiles that is held out for validation, for small cohorts."""
-
 
 class TileDataset(MapDataset[Any]):
     """Tiles over the tissue of whole slides, on a non-overlapping grid.
 
     `prepare_data` chooses and indexes the slides once, or reuses an index that exists (from `g2l
-    index`). With a `split`, `n_val_tiles` tiles are held out for validation, chosen with `seed`;
-    all others are for training.
+    index`). With a `split`, patients are held out for validation, chosen with `seed`: no training
+    tile is theirs.
     """
 
     def __init__(
@@ -49,7 +46,8 @@ class TileDataset(MapDataset[Any]):
         keep_duplicates: bool = False,
         max_lost: float = 0.01,
         split: Literal["train", "val"] | None = None,
-        n_val_tiles: int = 256,
+        n_val_tiles: int = 2048,
+        n_val_patients: int = 20,
         seed: int = 0,
         index_dir: str = "data/index",
         index_workers: int | None = None,
@@ -75,7 +73,9 @@ class TileDataset(MapDataset[Any]):
             max_lost: Largest share of slides, and of tiles, that may be unreadable, 0 to 1. A run
                 stops if there are more.
             split: "train", "val", or None for every tile.
-            n_val_tiles: Tiles held out for validation, at most a tenth of all.
+            n_val_tiles: Tiles for validation, at most those of the held-out patients.
+            n_val_patients: Patients held out for validation: no training tile is theirs. At most a
+                tenth of all; but two of eight patients, and one of two.
             seed: Seed of the choice of slides and of validation tiles.
             index_dir: Folder of the index.
             index_workers: Processes for indexing; None starts one per CPU core.
@@ -93,6 +93,7 @@ class TileDataset(MapDataset[Any]):
         self._max_lost = max_lost
         self._split = split
         self._n_val_tiles = n_val_tiles
+        self._n_val_patients = n_val_patients
         self._seed = seed
         self._index_dir = index_dir
         self._index_workers = index_workers
@@ -138,7 +139,7 @@ class TileDataset(MapDataset[Any]):
         tiles = SlideTiles(index.load(), size, self._max_lost, self._max_open_slides)
         self._slides = index.used()
         if self._split is not None:
-            tiles.keep(self._numbers_of_split(len(tiles)))
+            tiles.keep(self._numbers_of_split(tiles))
         self._tiles = tiles
 
     @override
@@ -173,8 +174,10 @@ class TileDataset(MapDataset[Any]):
         """Counts tiles and, unless they are packed, slides and slides per centre, after `setup`."""
         described: dict[str, Any] = {"tiles": len(self)}
         if self._slides is not None:
-            centres = Counter(slide.centre or "unknown" for slide in self._slides)
-            described |= {"slides": len(self._slides), "centres": dict(sorted(centres.items()))}
+            sizes = self.tiles.group_sizes
+            slides = [slide for slide, size in zip(self._slides, sizes, strict=True) if size]
+            centres = Counter(slide.centre or "unknown" for slide in slides)
+            described |= {"slides": len(slides), "centres": dict(sorted(centres.items()))}
         return described
 
     def fingerprint(self) -> str:
@@ -200,9 +203,37 @@ class TileDataset(MapDataset[Any]):
         """Slides to choose from, in a form that `choose_cohort` accepts."""
         return self._file_paths
 
-    def _numbers_of_split(self, n_tiles: int) -> np.ndarray:
+    def patients(self) -> np.ndarray | None:
+        """Patient of each tile after `setup`, (tiles,): where it is unknown, the slide.
+
+        None for packed tiles: a pack does not record slides.
+        """
+        return None if self._slides is None else self._patients_of(self.tiles)
+
+    def _patients_of(self, tiles: TileSource) -> np.ndarray:
+        assert self._slides is not None
+        names = np.array([slide.patient or slide.slide for slide in self._slides])
+        return np.repeat(names, tiles.group_sizes)
+
+    def _numbers_of_split(self, tiles: TileSource) -> np.ndarray:
         """Numbers of the tiles of this split, ascending."""
-        n_val = min(self._n_val_tiles, int(n_tiles * _MAX_VAL_SHARE))
-        val = np.zeros(n_tiles, bool)
-        val[np.random.default_rng(self._seed).permutation(n_tiles)[:n_val]] = True
-        return np.flatnonzero(val if self._split == "val" else ~val)
+        rng = np.random.default_rng(self._seed)
+        patients = self._patients_of(tiles)
+        names = rng.permutation(np.unique(patients))
+        wanted = self._n_val_patients if self._n_val_tiles else 0
+        n_held_out = min(wanted, _most_val_patients(len(names)))
+        candidates = np.flatnonzero(np.isin(patients, names[:n_held_out]))
+        if wanted and not n_held_out:
+            logger.warning(
+                f"All {len(tiles):,} tiles are of one patient: validation uses a tenth of them, "
+                "and says little about other patients."
+            )
+            candidates = rng.permutation(len(tiles))[: len(tiles) // 10]
+        if self._split == "val":
+            return np.sort(rng.permutation(candidates)[: self._n_val_tiles])
+        return np.setdiff1d(np.arange(len(tiles)), candidates)
+
+
+def _most_val_patients(n_patients: int) -> int:
+    """How many of a cohort's patients may be held out."""
+    return max(n_patients // 10, min(n_patients // 4, 2), min(n_patients // 2, 1))

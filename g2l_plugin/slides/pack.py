@@ -39,7 +39,8 @@ _BLOCK_TILES = 16
 def pack_tiles(
     index_dir: str | Path,
     output: str | Path,
-    n_val_tiles: int = 256,
+    n_val_tiles: int = 2048,
+    n_val_patients: int = 20,
     seed: int = 0,
     quality: int = 95,
     max_lost: float = 0.01,
@@ -50,7 +51,8 @@ def pack_tiles(
     Args:
         index_dir: Folder of the index.
         output: Folder for the shards, which must not exist.
-        n_val_tiles: Tiles held out for validation, as in `TileDataset`.
+        n_val_tiles: Tiles for validation, as in `TileDataset`.
+        n_val_patients: Patients held out for them, as in `TileDataset`.
         seed: Seed of the choice of validation tiles, and of the order.
         quality: JPEG quality, 1 to 100, without chroma subsampling.
         max_lost: Maximum share of tiles that may be unreadable, 0 to 1.
@@ -73,6 +75,7 @@ def pack_tiles(
                 keep_duplicates=settings["keep_duplicates"],
                 split=split,
                 n_val_tiles=n_val_tiles,
+                n_val_patients=n_val_patients,
                 seed=seed,
                 index_dir=str(index_dir),
                 max_lost=max_lost,

@@ -116,7 +116,7 @@ class SlideTiles:
 
     def describe(self) -> str:
         """Numbers of tiles and slides, for the log."""
-        return f"{len(self):,} tiles of {len(self.paths):,} slides"
+        return f"{len(self):,} tiles of {np.count_nonzero(self.group_sizes):,} slides"
 
     def fingerprint(self) -> str:
         """SHA-256 of slide names and tile places; the folder of the slides does not change it."""

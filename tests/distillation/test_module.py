@@ -102,7 +102,7 @@ def test_labelled_batches_are_accepted(make_module):
     tiles = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     with torch.no_grad():
         module.validation_step(INPUT_BATCH(tiles, torch.tensor([0, 1]), {}))
-        ((student, _),) = module._validation_embeddings
+        ((_, student, _),) = module._validation
         torch.testing.assert_close(student, module(tiles / 255))
 
 
@@ -131,11 +131,13 @@ def test_a_checkpoint_of_another_student_is_refused(make_module):
 def test_a_run_is_resumed_with_its_own_teacher_only(make_module, tmp_path):
     module = make_module()
     module.configure_model()
-    record = {"tiles_seen": 8, "seconds": 1.5, "alignment": {}}
+    record = {"tiles_seen": 8, "seconds": 1.5, "ending": ""}
+    record |= {"start": {}, "alignment": {}, "change": {}}
     provenance = dataclasses.asdict(module.teacher.provenance)
     checkpoint = {
         "state_dict": module.state_dict(),
         "g2l": record | {"teacher": {"provenance": provenance}},
+        "g2l_start": {},
     }
     module.on_load_checkpoint(checkpoint)
     assert module.run_state.tiles_seen == 8

@@ -63,7 +63,7 @@ def test_the_run_ends_at_the_eleventh_exceedance_of_a_full_window():
 
 @given(st.lists(st.floats(-10, 10), max_size=60), st.integers(1, 8), st.integers(0, 5))
 def test_exceedances_are_counted_as_the_paper_says(losses, window, limit):
-    stop = LossEarlyStopping(window, limit)
+    stop = LossEarlyStopping(window, limit, consecutive=False)
     ended = [stop.exceeds(loss) for loss in losses]
     above = [
         step >= window and losses[step] > sum(losses[step - window : step]) / window
@@ -81,7 +81,7 @@ def test_consecutive_exceedances_start_anew_below_the_mean():
 
 def test_a_resumed_stop_goes_on_where_it_was():
     losses = [float(step % 7) for step in range(60)]
-    whole, first, second = (LossEarlyStopping(10, 20) for _ in range(3))
+    whole, first, second = (LossEarlyStopping(10, 20, consecutive=False) for _ in range(3))
     expected = [whole.exceeds(loss) for loss in losses]
     ended = [first.exceeds(loss) for loss in losses[:25]]
     second.load_state_dict(first.state_dict())

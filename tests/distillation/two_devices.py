@@ -66,7 +66,7 @@ def main(devices, teacher, out):
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
         max_steps=20,
-        callbacks=[losses, LossEarlyStopping(window=3, max_exceedances=2)],
+        callbacks=[losses, LossEarlyStopping(window=3, max_exceedances=2, consecutive=False)],
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -28,7 +28,20 @@ RECORD = RunRecord(
     seconds=5400,
     hardware="2 x NVIDIA H200",
     cohort={"tiles": 7_500_000, "slides": 1000, "centres": {"A1": 600, "B6": 400}},
-    alignment={"val/cka": 0.98765, "val/cosine": 0.87654, "step": 1000},
+    start={"val/cka": 0.81234, "val/shared_neighbours": 0.4, "val/effective_rank": 68.72},
+    alignment={
+        "val/cka": 0.98765,
+        "val/cka_low": 0.97,
+        "val/cka_high": 0.99,
+        "val/shared_neighbours": 0.6,
+        "val/cosine": 0.87654,
+        "val/effective_rank": 70.1,
+        "tiles": 2048,
+        "patients": 20,
+        "step": 1000,
+    },
+    change={"val/cka": [0.17531, 0.1, 0.2], "val/shared_neighbours": [0.2, None, None]},
+    ending="early stop: the loss exceeded the mean of its last 100 steps 11 times in a row",
 )
 CONFIG = {
     "trainer": {"class_path": "KDTrainer", "init_args": {"max_steps": 1234, "logger": {"x": 1}}},
@@ -82,7 +95,8 @@ def test_metadata_is_what_the_hub_reads():
     assert "breast" in data.tags
     results = {result.metric_name: result.metric_value for result in data.eval_results}
     assert results == {
-        "linear CKA with the teacher": 0.98765,
+        "unbiased linear CKA with the teacher": 0.98765,
+        "10 nearest tiles shared with the teacher": 0.6,
         "cosine with the teacher, projected": 0.87654,
         "kNN accuracy": 0.5,
         "CKA with the teacher": 0.25,
@@ -107,8 +121,13 @@ def test_metadata_is_what_the_hub_reads():
         "| model.optimizer | AdamW |",
         "| model.optimizer.lr | 0.0001 |",
         "| data.datasets.train.width | 256 |",
-        "linear CKA 0.9877",
-        "at step 1,000",
+        "on 2,048 tiles of 20 patients that were not trained on, before training and at step 1,000",
+        "| unbiased linear CKA with the embeddings of the teacher | 0.8123 | 0.9877 | "
+        "0.9700 to 0.9900 |",
+        "| 10 nearest tiles shared with those of the teacher | 0.4000 | 0.6000 | |",
+        "| cosine of the projected embeddings with those of the teacher | | 0.8765 | |",
+        "| effective rank of the embeddings | 68.7 | 70.1 | |",
+        "ended at step 1,234 by early stop: the loss exceeded the mean of its last 100 steps 11",
         "tissue classes: 1,234 labelled tiles of 8 held-out slides",
         "| encoder | kNN accuracy | CKA with the teacher | robustness index (k=20) |",
         "| teacher | 0.7500 | 1.0000 | undefined |",
@@ -176,4 +195,16 @@ def test_every_teacher_and_every_width_is_named():
     assert "| teacher 2 | hf-hub:org/other" in text and "| its licence | cc-by-4.0 |" in text
     assert "Each of 2 teachers has its own projector" in text
     assert "The first 256, 512 features were also distilled separately" in text
-    assert "0.8765. Teacher 2: 0.7100 and 0.6200." in text
+    assert "| unbiased linear CKA with the embeddings of teacher 2 | | 0.7100 | |" in text
+    assert "| cosine of the projected embeddings with those of teacher 2 | | 0.6200 | |" in text
+
+
+def test_a_student_that_is_worse_than_its_start_is_called_so():
+    record = dataclasses.replace(
+        RECORD,
+        start=RECORD.start | {"val/cka": 0.99},
+        change={"val/cka": [-0.00235, -0.004, -0.001], "val/shared_neighbours": [0, -0.1, 0.1]},
+    )
+    card = render_card(dataclasses.replace(FACTS, record=record))
+    assert "further from its teacher than the weights it started from:** CKA" in card
+    assert "further from its teacher" not in render_card(FACTS)

@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+import torch
 from eva.core import DataLoader, DataloadersSchema, DatasetsSchema
 
 from g2l_plugin.errors import UserError
@@ -8,9 +10,12 @@ from g2l_plugin.slides.loader import TileLoader
 
 
 def make_module(dataset, **options):
-    loader = DataLoader(batch_size=7, drop_last=True, num_workers=0)
+    loaders = {
+        "train": DataLoader(batch_size=7, drop_last=True, num_workers=0),
+        "val": DataLoader(batch_size=7, num_workers=0),
+    }
     return TileDataModule(
-        DatasetsSchema(train=dataset, val=dataset), DataloadersSchema(train=loader), **options
+        DatasetsSchema(train=dataset, val=dataset), DataloadersSchema(**loaders), **options
     )
 
 
@@ -27,6 +32,20 @@ def test_training_tiles_come_from_a_tile_loader(tmp_path, write_slide):
     (off, zero, one) = (next(iter(loader)).tiles for loader in loaders)
     assert off.shape == (7, 3, 64, 64)
     assert (off == zero).all() and not (off == one).all()
+
+
+def test_validation_batches_have_the_numbers_of_their_tiles(tmp_path, write_slide):
+    write_slide(tmp_path / "slides" / "a.tiff", 768)
+    dataset = TileDataset(
+        str(tmp_path / "slides"), width=64, height=64, index_dir=str(tmp_path / "index")
+    )
+    dataset.prepare_data()
+    dataset.setup()
+    (loader,) = make_module(dataset).val_dataloader()
+    batches = list(loader)
+    assert np.concatenate([batch.numbers for batch in batches]).tolist() == [*range(len(dataset))]
+    tiles = torch.cat([batch.tiles for batch in batches])
+    assert torch.equal(tiles, torch.stack([dataset[number] for number in range(len(dataset))]))
 
 
 def test_other_datasets_are_an_error_with_their_name():

@@ -7,6 +7,7 @@ from helpers import damage
 from torch.utils.data import DataLoader
 
 from g2l_plugin.errors import UserError
+from g2l_plugin.slides import dataset as dataset_module
 from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.loader import TileLoader
 
@@ -41,14 +42,47 @@ def test_tiles_are_uint8_images_of_tissue(cohort):
     assert tile.float().mean() < 220
 
 
-def test_train_and_val_split_the_tiles_and_stay_the_same(cohort):
-    everything, train, val = (
-        places(make_dataset(cohort, split=split, n_val_tiles=9)) for split in (None, "train", "val")
+def test_validation_tiles_are_of_patients_that_are_not_trained_on(tmp_path, write_slide):
+    for number in range(9):  # two slides of each patient, one of the last
+        name = f"TCGA-A1-{number // 2:04}-01Z-00-DX{number % 2 + 1}.tiff"
+        write_slide(tmp_path / "slides" / name, 512)
+    options = {"one_per_patient": False, "keep_duplicates": True}
+    train, val, few = (
+        make_dataset(tmp_path, **options, **split)
+        for split in ({"split": "train"}, {"split": "val"}, {"split": "val", "n_val_tiles": 9})
     )
-    assert len(val) == 9
-    assert train | val == everything
-    assert not train & val
-    assert places(make_dataset(cohort, split="val", n_val_tiles=9)) == val
+    everything = make_dataset(tmp_path, **options)
+    assert len(np.unique(everything.patients())) == 5
+    assert len(np.unique(val.patients())) == 1  # of fewer than eight, one
+    assert set(train.patients()) | set(val.patients()) == set(everything.patients())
+    assert not set(train.patients()) & set(val.patients())
+    assert len(train) + len(val) == len(everything)
+    assert len(few) == 9 and places(few) < places(val)
+    assert places(make_dataset(tmp_path, **options, split="val", n_val_tiles=9)) == places(few)
+    slides = train.describe_cohort()["slides"], val.describe_cohort()["slides"]
+    assert sum(slides) == 9 and slides[1] in (1, 2)
+    nothing = make_dataset(tmp_path, **options, split="train", n_val_tiles=0)
+    assert places(nothing) == places(everything)
+
+
+def test_a_slide_of_an_unknown_patient_counts_as_a_patient(cohort):
+    val = make_dataset(cohort, split="val")
+    assert len(set(val.patients())) == 1 and val.patients()[0].endswith(".tiff")
+
+
+@pytest.mark.parametrize(
+    ("n_patients", "held_out"), [(1, 0), (2, 1), (7, 1), (8, 2), (29, 2), (30, 3), (1000, 100)]
+)
+def test_a_tenth_of_the_patients_at_most_is_held_out(n_patients, held_out):
+    assert dataset_module._most_val_patients(n_patients) == held_out
+
+
+def test_one_patient_gives_validation_tiles_with_a_warning(tmp_path, write_slide, warned):
+    write_slide(tmp_path / "slides" / "a.tiff", 1024)
+    train, val = (make_dataset(tmp_path, split=split) for split in ("train", "val"))
+    assert 0 < len(val) <= len(train) / 9
+    assert not places(train) & places(val)
+    assert any("of one patient" in message for message in warned)
 
 
 def test_worker_processes_read_the_same_tiles(cohort):

@@ -15,7 +15,7 @@ import torch
 from loguru import logger
 from typing_extensions import override
 
-from g2l_plugin.distillation.running.run_state import train_dataset
+from g2l_plugin.distillation.running.run_state import tile_dataset
 from g2l_plugin.distillation.running.step_sync import SyncedStep
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import write_text
@@ -129,7 +129,7 @@ def _advice(trainer: pl.Trainer) -> str:
 def _write_tiles(trainer: pl.Trainer, numbers: np.ndarray | None) -> Path | None:
     """Lists the tiles of a device's batch in the run's folder, if they have numbers."""
     folder = trainer.log_dir  # a collective call: all devices must make it
-    dataset = train_dataset(trainer)
+    dataset = tile_dataset(trainer)
     if numbers is None or folder is None:
         return None
     numbers = np.asarray(numbers)

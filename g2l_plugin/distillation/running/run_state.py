@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from loguru import logger
 from torch import nn
 
 from g2l_plugin.distillation.running.step_sync import StepSync
+from g2l_plugin.distillation.validation import Alignment
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.errors import UserError
+from g2l_plugin.metrics.alignment import Estimate
+from g2l_plugin.runs.outcome import find_decline
 from g2l_plugin.runs.record import (
     KEY,
     EncoderRecord,
@@ -25,6 +31,10 @@ from g2l_plugin.slides.dataset import TileDataset
 
 _LAST_STEP = "g2l_last_step"
 _TILES = "g2l_tiles"
+_START = "g2l_start"
+_STEPS_TO_IMPROVE = 500
+"""Steps after which a student should be closer to its teacher than its start was."""
+
 _EXTRA_STATE = "_extra_state"  # may have any shape
 
 
@@ -34,21 +44,29 @@ class RunState:
     Attributes:
         network: The student's config.json, from which timm builds its network.
         tiles_seen: Tiles seen in training, on all devices.
-        alignment: CKA and cosine with the teacher on the validation tiles, and the `step`; may be
-            empty.
+        start: Figures of the first validation, before the first step; may be empty.
+        alignment: Figures of the last validation, `tiles`, `patients` and `step`; may be empty.
+        change: From start to the last validation: the difference of a figure, and the ends of its
+            95 % interval (None if unknown).
         finished: Whether the training has ended.
+        ending: What ended it before its last step; "" if nothing did.
     """
 
     def __init__(self) -> None:
         """Initializes the state of a new run."""
         self.network: dict[str, Any] = {}
         self.tiles_seen = 0
+        self.start: dict[str, float] = {}
         self.alignment: dict[str, float] = {}
+        self.change: dict[str, list[float | None]] = {}
         self.finished = False
+        self.ending = ""
         self._encoders: list[EncoderRecord] = []
         self._loss = ""
         self._widths: tuple[int, ...] = ()
         self._seconds, self._since = 0.0, time.monotonic()
+        self._start_estimates: dict[str, Estimate] = {}
+        self._warned = False
 
     def begin(
         self, encoders: Sequence[Encoder], view_size: int, loss: nn.Module, widths: Sequence[int]
@@ -65,22 +83,57 @@ class RunState:
         self._loss, self._widths = describe_loss(loss), tuple(widths)
         self._since = time.monotonic()
 
+    def validated(
+        self, step: int, n_tiles: int, patients: np.ndarray | None, alignment: Alignment
+    ) -> None:
+        """Records a validation; warns if the student is not better than its start.
+
+        Args:
+            step: Optimizer steps taken.
+            n_tiles: Number of validation tiles.
+            patients: Patient of each; None if unknown.
+            alignment: What was found.
+        """
+        values = {name: value for name, value in alignment.values.items() if math.isfinite(value)}
+        values |= {"step": step, "tiles": n_tiles}
+        if patients is not None:
+            values["patients"] = len(np.unique(patients))
+        self.alignment = values
+        if step == 0:
+            self.start, self._start_estimates = values, alignment.estimates
+        self.change = {
+            name: _difference(estimate, self._start_estimates[name])
+            for name, estimate in alignment.estimates.items()
+            if name in self._start_estimates
+        }
+        if step >= _STEPS_TO_IMPROVE and not self._warned:
+            self._warned = True
+            if (problem := find_decline(self.start, self.alignment, self.change)) is not None:
+                logger.warning(
+                    f"After {step:,} steps the student is further from its teacher than at its "
+                    f"start: {problem}. Set a lower learning rate (LR_VALUE), or use the recipe "
+                    "for any start, configs/g2l_robust.yaml."
+                )
+
     def record(self, trainer: pl.Trainer) -> RunRecord:
         """The record of the run, from `begin` on."""
         student, teacher, *further = self._encoders
-        dataset = train_dataset(trainer)
+        dataset = tile_dataset(trainer)
         return RunRecord(
             teacher=teacher,
             student=student,
             network=self.network,
             loss=self._loss,
             finished=self.finished,
+            ending=self.ending,
             step=trainer.global_step,
             tiles_seen=self.tiles_seen,
             seconds=self._seconds + time.monotonic() - self._since,
             hardware=describe_hardware(trainer.strategy.root_device, trainer.world_size),
             cohort={} if dataset is None else dataset.describe_cohort(),
+            start=self.start,
             alignment=self.alignment,
+            change=self.change,
             further_teachers=tuple(further),
             widths=self._widths,
         )
@@ -88,9 +141,12 @@ class RunState:
     def save(self, checkpoint: dict[str, Any], trainer: pl.Trainer, step_sync: StepSync) -> None:
         """Writes the state, the identity of the tiles and the last step into a checkpoint."""
         checkpoint[KEY] = self.record(trainer).to_dict()
-        if (dataset := train_dataset(trainer)) is not None:
+        if (dataset := tile_dataset(trainer)) is not None:
             checkpoint[_TILES] = dataset.fingerprint()
         checkpoint[_LAST_STEP] = step_sync.state_dict()
+        checkpoint[_START] = {
+            name: estimate.to_dict() for name, estimate in self._start_estimates.items()
+        }
 
     def load(
         self,
@@ -136,14 +192,28 @@ class RunState:
             )
         step_sync.load_state_dict(checkpoint.get(_LAST_STEP))
         self.tiles_seen, self._seconds = record["tiles_seen"], record["seconds"]
-        self.alignment = dict(record["alignment"])
+        self.start, self.alignment = dict(record["start"]), dict(record["alignment"])
+        self.change, self.ending = dict(record["change"]), record["ending"]
+        self._start_estimates = {
+            name: Estimate.from_dict(values) for name, values in checkpoint[_START].items()
+        }
 
 
-def train_dataset(trainer: pl.Trainer | None) -> TileDataset | None:
-    """The tiles that a trainer trains on; None if eva's data module has no `TileDataset`."""
+def tile_dataset(
+    trainer: pl.Trainer | None, split: Literal["train", "val"] = "train"
+) -> TileDataset | None:
+    """The tiles of a trainer's run; None if eva's data module has no `TileDataset` there."""
     datasets = getattr(getattr(trainer, "datamodule", None), "datasets", None)
-    dataset = getattr(datasets, "train", None)
+    dataset = getattr(datasets, split, None)
     return dataset if isinstance(dataset, TileDataset) else None
+
+
+def _difference(after: Estimate, before: Estimate) -> list[float | None]:
+    """The difference and both ends of its interval, None where unknown: JSON has no NaN."""
+    if len(after.without) != len(before.without):  # other tiles
+        return [None, None, None]
+    change = after - before
+    return [end if math.isfinite(end) else None for end in (change.value, *change.interval())]
 
 
 def _shapes(state: Mapping[str, Any]) -> set[tuple[str, torch.Size | None]]:

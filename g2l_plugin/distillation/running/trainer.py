@@ -25,7 +25,7 @@ from g2l_plugin.distillation.running.loss_guard import LossGuard
 from g2l_plugin.distillation.running.resume import find_session, keep_config, sole_process
 from g2l_plugin.distillation.running.run_checkpoint import save_jointly
 from g2l_plugin.distillation.running.run_module import RunModule
-from g2l_plugin.distillation.running.run_state import train_dataset
+from g2l_plugin.distillation.running.run_state import tile_dataset
 from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.files import write_text
 from g2l_plugin.runs.checkpoints import FOLDER, LAST, find_damage, is_finished, newest_whole
@@ -182,7 +182,7 @@ class KDTrainer(Trainer):
 
     def _write_lost_tiles(self, run_folder: Path) -> None:
         """Lists the tiles that could not be read, if there are any."""
-        dataset = train_dataset(self)
+        dataset = tile_dataset(self)
         if dataset is None or (lost := dataset.lost_tiles()).empty:
             return
         rank = f"_rank{self.global_rank}" if self.world_size > 1 else ""

@@ -74,7 +74,7 @@ def make_run(tmp_path):
     """Makes trainer, module and data of a run of two steps an epoch."""
     teacher = save_tiny_model(tmp_path / "teacher", **WIDER)
 
-    def make(max_steps=4, callbacks=(), tiles=None, lr=1e-3, model=None, repo_id=None, **options):
+    def make(max_steps=4, callbacks=(), tiles=None, lr=1e-3, model=None, repo_id=None, force=True, **options):
         torch.manual_seed(0)
         trainer = KDTrainer(
             default_root_dir=str(tmp_path / "logs"),
@@ -91,7 +91,7 @@ def make_run(tmp_path):
                 DistillationProgressBar(1),
                 RunCheckpoint(every_n_train_steps=2),
                 *callbacks,
-                PublishStudent(repo_id=repo_id),
+                PublishStudent(repo_id=repo_id, force=force),
             ],
             **options,
         )
@@ -183,7 +183,8 @@ def test_a_run_publishes_and_says_so_last(make_run, tmp_path, capsys):
     start = timm.create_model(f"local-dir:{folder / 'start'}", pretrained=True)
     assert not torch.equal(start.cls_token, student.cls_token)
     card = " ".join((folder / "student" / "README.md").read_text().split())
-    assert f"linear CKA {results['val/cka']['mean']:.4f}" in card
+    start_and_end = f"{values['val/cka'][0]:.4f} | {results['val/cka']['mean']:.4f} |"
+    assert f"| unbiased linear CKA with the embeddings of the teacher | {start_and_end}" in card
     assert f"{evaluation['student after']['values']['LinearCKA']:.4f}" in card
     assert "48 augmented tiles in 4 steps" in card
 
