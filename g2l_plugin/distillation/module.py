@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import optim
+from torch import nn, optim
 from torch.optim import lr_scheduler
 from torch.utils.checkpoint import checkpoint as recompute
 from typing_extensions import override
@@ -28,6 +28,8 @@ from g2l_plugin.encoders.timm_network import timm_config
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides.batch import TileBatch
 from g2l_plugin.slides.views import AugmentedView, center_view
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class DistillationModule(RunModule):
@@ -66,6 +68,7 @@ class DistillationModule(RunModule):
         micro_batch_size: int | None = None,
         compile: bool = False,
         teacher_cache: str | None = None,
+        freeze_batch_norm: bool | None = None,
     ) -> None:
         """Initializes the module; no model is loaded yet.
 
@@ -87,6 +90,10 @@ class DistillationModule(RunModule):
             teacher_cache: Folder that keeps the teachers' embeddings. A run with the same teacher,
                 tiles and views reads them instead of computing them. The view needs a fixed number
                 of views (`n_views`). None computes all.
+            freeze_batch_norm: Whether batch norms of the student use the statistics of its start,
+                and not those of each batch. None does so if the start is pretrained: the
+                statistics of a batch would make another network of it. Vision transformers have no
+                batch norm.
 
         Raises:
             UserError: `micro_batch_size` is below 1, or a cache is set without `n_views`.
@@ -106,6 +113,7 @@ class DistillationModule(RunModule):
         self.micro_batch_size = micro_batch_size
         self.compile_encoders = compile
         self.teacher_cache = teacher_cache
+        self.freeze_batch_norm = freeze_batch_norm
         if teacher_cache is not None and self.view.n_views is None:
             raise UserError(
                 "`teacher_cache` is set, but every epoch makes new views: nothing would be read "
@@ -150,6 +158,19 @@ class DistillationModule(RunModule):
             self.teacher_weights,
             self.widths,
         )
+
+        if self.freeze_batch_norm is None:
+            self.freeze_batch_norm = student.provenance.pretrained
+        self.train(self.training)
+
+    @override
+    def train(self, mode: bool = True) -> DistillationModule:
+        super().train(mode)
+        if self.freeze_batch_norm and hasattr(self, "student"):
+            for part in self.student.modules():
+                if isinstance(part, _BATCH_NORMS):
+                    part.eval()
+        return self
 
     @override
     def configure_optimizers(self) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from collections.abc import Mapping, Sequence
@@ -29,6 +30,12 @@ from g2l_plugin.metrics.knn import KNNVoting
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, compute_all, merge
 from g2l_plugin.metrics.probe import LogisticProbe
 from g2l_plugin.metrics.robustness import RobustnessIndex
+from g2l_plugin.runs.checkpoints import (
+    BEST,
+    read_checkpoint,
+    student_checkpoint,
+    student_weights,
+)
 from g2l_plugin.runs.run_callback import RunCallback
 from g2l_plugin.runs.run_folder import EVALUATION, START
 
@@ -142,10 +149,15 @@ class DistillationEvaluation(RunCallback):
         folder = Path(str(trainer.log_dir))  # synchronises devices: all must call it
         if not trainer.is_global_zero:
             return
-        self._evaluate("student after", pl_module.student, pl_module.view.size, folder)
+        student, step = pl_module.student, trainer.global_step
+        if (best := student_checkpoint(folder)).name == BEST:  # what is published
+            checkpoint = read_checkpoint(best)
+            student, step = copy.deepcopy(student), checkpoint["global_step"]
+            student.model.load_state_dict(student_weights(checkpoint))
+        self._evaluate("student after", student, pl_module.view.size, folder)
         report = {
             "task": self.task,
-            "step": trainer.global_step,
+            "step": step,
             **self._size,
             "columns": headline(self.results),
             "encoders": self.results,

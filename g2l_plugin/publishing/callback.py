@@ -13,11 +13,10 @@ from g2l_plugin.config_files import find_config
 from g2l_plugin.errors import UserError
 from g2l_plugin.publishing.publish import benchmark_command, publish_run, upload_published
 from g2l_plugin.publishing.upload import UploadOptions
-from g2l_plugin.runs.checkpoints import FOLDER, LAST, read_checkpoint
+from g2l_plugin.runs.checkpoints import read_checkpoint, student_checkpoint
 from g2l_plugin.runs.outcome import describe_outcome
 from g2l_plugin.runs.record import RunRecord
 from g2l_plugin.runs.run_callback import RunCallback
-from g2l_plugin.runs.run_folder import STUDENT
 
 
 class PublishStudent(RunCallback):
@@ -78,13 +77,12 @@ class PublishStudent(RunCallback):
 
     @override
     def on_run_end(self, trainer: pl.Trainer, run_folder: Path) -> None:
-        path = run_folder / FOLDER / LAST
+        path = student_checkpoint(run_folder)
         record = RunRecord.from_checkpoint(read_checkpoint(path), str(path))
         self._outcome = describe_outcome(record.start, record.alignment)
         try:
             published = publish_run(
-                path,
-                run_folder / STUDENT,
+                run_folder,
                 cancer=self.cancer,
                 license=self.upload.license,
                 force=self.force,

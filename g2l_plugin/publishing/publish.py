@@ -15,13 +15,17 @@ from g2l_plugin.errors import UserError
 from g2l_plugin.publishing.card import CardFacts, render_card
 from g2l_plugin.publishing.licenses import StudentLicense, license_of
 from g2l_plugin.publishing.upload import UploadOptions, upload_student
-from g2l_plugin.runs.checkpoints import FOLDER, LAST, list_checkpoints, read_checkpoint
+from g2l_plugin.runs.checkpoints import (
+    FOLDER,
+    LAST,
+    list_checkpoints,
+    read_checkpoint,
+    student_checkpoint,
+    student_weights,
+)
 from g2l_plugin.runs.outcome import find_decline
 from g2l_plugin.runs.record import RunRecord
 from g2l_plugin.runs.run_folder import CONFIG, EVALUATION, STUDENT
-
-_STUDENT_PREFIX = "student.model."
-"""Prefix of the student's weights in a checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +109,10 @@ def publish_run(
             f"{run} has not ended (step {record.step:,}). Resume it (`resume: auto`, or "
             f"RESUME={path}), or publish this checkpoint: g2l publish {path}"
         )
+    run_folder = path.parent.parent
+    if not run.expanduser().is_file() and (chosen := student_checkpoint(run_folder)) != path:
+        checkpoint = read_checkpoint(chosen)
+        record = RunRecord.from_checkpoint(checkpoint, str(chosen))
     decline = find_decline(record.start, record.alignment, record.change)
     if decline is not None and not force:
         raise UserError(
@@ -112,12 +120,6 @@ def publish_run(
             f"{decline}. Train it again, e.g. with configs/g2l_robust.yaml, or publish it anyway: "
             f"g2l publish --force {run}"
         )
-    state = {
-        name.removeprefix(_STUDENT_PREFIX): value
-        for name, value in checkpoint["state_dict"].items()
-        if name.startswith(_STUDENT_PREFIX)
-    }
-    run_folder = path.parent.parent
     config = _read_yaml(run_folder / CONFIG)
     evaluation = _read_json(run_folder / EVALUATION)
     student_license = license_of(
@@ -142,7 +144,7 @@ def publish_run(
         files[TRAINING_CONFIG] = (run_folder / CONFIG).read_text(encoding="utf-8")
     written = write_folder(
         folder or run_folder / STUDENT,
-        state,
+        student_weights(checkpoint),
         record.network,
         card=render_card(facts),
         license=student_license.identifier,

@@ -19,6 +19,11 @@ FOLDER = "checkpoints"
 LAST = "last.ckpt"
 """Name of the checkpoint of a run that has ended."""
 
+BEST = "best.ckpt"
+"""Name of the checkpoint with the best validation, which a run writes if it is to be published."""
+
+_STUDENT_PREFIX = "student.model."
+
 _STEP = re.compile(r"step=(\d+)\.ckpt")
 
 
@@ -33,6 +38,12 @@ def list_checkpoints(run_folder: Path) -> list[Path]:
     last = [path for path in (folder / LAST,) if path.is_file()]
     steps = [path for path in folder.glob("step=*.ckpt") if _STEP.fullmatch(path.name)]
     return last + sorted(steps, key=lambda path: int(path.name[5:-5]), reverse=True)
+
+
+def student_checkpoint(run_folder: Path) -> Path:
+    """The checkpoint of a run that has ended whose student is published: the best, or the last."""
+    best = run_folder / FOLDER / BEST
+    return best if best.is_file() else run_folder / FOLDER / LAST
 
 
 def newest_whole(run_folder: Path) -> Path | None:
@@ -71,6 +82,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} cannot be read as a checkpoint ({type(error).__name__}). Expected "
             "checkpoints/last.ckpt of a run; use another of its checkpoints."
         ) from error
+
+
+def student_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights of the student's network in a checkpoint, by their names there."""
+    return {
+        name.removeprefix(_STUDENT_PREFIX): value
+        for name, value in checkpoint["state_dict"].items()
+        if name.startswith(_STUDENT_PREFIX)
+    }
 
 
 def is_finished(path: Path) -> bool:

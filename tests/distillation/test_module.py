@@ -2,9 +2,11 @@ import copy
 import dataclasses
 
 import pytest
+import timm
 import torch
 from eva.core.models.modules.typings import INPUT_BATCH
 from helpers import TINY, WIDER, save_tiny_model
+from timm.models import save_for_hf
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from g2l_plugin.distillation.losses import LogSumLoss
@@ -247,3 +249,26 @@ def test_several_teachers_have_a_projector_each(make_module, tmp_path):
     assert shapes == [[(t.shape[1], 16), (t.shape[1], 32)] for t in teachers]
     assert all(p.grad.abs().sum() > 0 for p in module.objective.parameters())
     assert all(p.grad is None for p in module.teachers.parameters())
+
+
+@pytest.mark.parametrize(("pretrained", "given", "frozen"), [
+    (False, None, False), (True, None, True), (True, False, False), (False, True, True)
+])  # fmt: skip
+def test_batch_norms_of_a_pretrained_start_keep_their_statistics(
+    make_module, tmp_path, pretrained, given, frozen
+):
+    model = timm.create_model("test_resnet.r160_in1k", num_classes=0)
+    save_for_hf(model, str(tmp_path / "start"), safe_serialization=True)
+    source = EncoderSource(f"local-dir:{tmp_path / 'start'}", pretrained=pretrained)
+    module = make_module(student=source, freeze_batch_norm=given)
+    module.configure_model()
+    for _ in range(2):  # Lightning may or may not call `train`
+        norms = [m for m in module.student.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+        assert norms and all(norm.training != frozen for norm in norms)
+        assert module.student.training
+        module.train()
+    before = norms[0].running_mean.clone()
+    module._embed_with_student(torch.rand(4, 3, 32, 32))
+    assert torch.equal(norms[0].running_mean, before) == frozen
+    module.eval()
+    assert not any(part.training for part in module.student.modules())

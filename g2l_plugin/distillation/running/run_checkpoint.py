@@ -10,6 +10,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.trainer.states import TrainerFn
 from loguru import logger
 from typing_extensions import override
 
@@ -17,7 +18,7 @@ from g2l_plugin import upstream
 from g2l_plugin.distillation.running.atomic_checkpoint import CheckpointWriteError
 from g2l_plugin.distillation.running.signals import StopSignals
 from g2l_plugin.errors import UserError
-from g2l_plugin.runs.checkpoints import FOLDER, list_checkpoints, step_file
+from g2l_plugin.runs.checkpoints import BEST, FOLDER, list_checkpoints, step_file
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -26,13 +27,18 @@ class RunCheckpoint(ModelCheckpoint):
     All devices save after the same optimizer step. On SIGTERM, SIGUSR1 or SIGINT they save and exit
     with 143, 138 or 130. A checkpoint that cannot be written is a warning: the run continues, and
     the previous one stays. A single device also saves when a `TileLoader` cannot read the next
-    batch. At the end `KDTrainer` writes `last.ckpt`.
+    batch. At the end `KDTrainer` writes `last.ckpt`. With `checkpoint_type: best` of the trainer,
+    the weights with the best validation are kept in `best.ckpt`, and published.
 
     Lightning's own ModelCheckpoint writes in place, on each device's own clock, and not on signals.
     """
 
     def __init__(
-        self, every_n_train_steps: int = 500, every_minutes: float = 15.0, keep: int = 2
+        self,
+        every_n_train_steps: int = 500,
+        every_minutes: float = 15.0,
+        keep: int = 2,
+        monitor: str = "val/cka",
     ) -> None:
         """Initializes the callback.
 
@@ -40,6 +46,7 @@ class RunCheckpoint(ModelCheckpoint):
             every_n_train_steps: Optimizer steps between two checkpoints.
             every_minutes: Longest time between two checkpoints, in minutes.
             keep: Checkpoints to keep; the disk holds one more while one is written.
+            monitor: The figure of a validation that is highest for the best checkpoint.
 
         Raises:
             UserError: A value is out of range.
@@ -52,6 +59,8 @@ class RunCheckpoint(ModelCheckpoint):
         super().__init__(save_top_k=0, save_last=True, every_n_train_steps=every_n_train_steps)
         self.every_minutes = every_minutes
         self.keep = keep
+        self.best_metric = monitor
+        self._best: float | None = None
         self._signals = StopSignals()
         self._saved_at = time.monotonic()
         self._step = self._saved_step = 0
@@ -136,15 +145,28 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Saves nothing: no metric decides which checkpoint is kept."""
+        fitting = trainer.state.fn == TrainerFn.FITTING and trainer.global_step > 0
+        if not fitting or getattr(trainer, "checkpoint_type", None) != "best":
+            return
+        value = trainer.callback_metrics.get(self.best_metric)
+        if value is None:
+            raise UserError(
+                f"RunCheckpoint's `monitor` is {self.best_metric}. Expected a figure of the "
+                f"validation: {', '.join(sorted(trainer.callback_metrics))}."
+            )
+        if self._best is None or value.item() > self._best:
+            self._best = value.item()
+            path = Path(str(self.dirpath)) / BEST
+            if (error := save_jointly(trainer, path, weights_only=True)) is not None:
+                _warn(trainer, f"{error} The run continues.")
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {}  # the folder holds the state
+        return {"best": self._best}  # for the rest, the folder holds the state
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """There is none."""
+        self._best = state_dict.get("best")
 
     @property
     def _last(self) -> str:
@@ -177,15 +199,20 @@ class RunCheckpoint(ModelCheckpoint):
             path.unlink(missing_ok=True)
 
 
-def save_jointly(trainer: pl.Trainer, path: Path) -> str | None:
+def save_jointly(trainer: pl.Trainer, path: Path, weights_only: bool = False) -> str | None:
     """Saves on all devices together.
+
+    Args:
+        trainer: The trainer.
+        path: The file to write.
+        weights_only: Whether to leave out what only resuming needs.
 
     Returns:
         Why the checkpoint could not be written, the same on all devices; None if it was.
     """
     error = None
     try:
-        trainer.save_checkpoint(path, weights_only=False)
+        trainer.save_checkpoint(path, weights_only=weights_only)
     except CheckpointWriteError as failed:  # on the device that writes, before it met the others
         error = str(failed)
         trainer.strategy.barrier("Trainer.save_checkpoint")

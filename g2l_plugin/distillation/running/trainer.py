@@ -28,7 +28,14 @@ from g2l_plugin.distillation.running.run_module import RunModule
 from g2l_plugin.distillation.running.run_state import tile_dataset
 from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.files import write_text
-from g2l_plugin.runs.checkpoints import FOLDER, LAST, find_damage, is_finished, newest_whole
+from g2l_plugin.runs.checkpoints import (
+    FOLDER,
+    LAST,
+    find_damage,
+    is_finished,
+    newest_whole,
+    student_checkpoint,
+)
 from g2l_plugin.runs.run_callback import RunCallback
 from g2l_plugin.slides.loader import explain_dead_workers
 
@@ -177,6 +184,7 @@ class KDTrainer(Trainer):
         for callback in self.checkpoint_callbacks:
             if isinstance(callback, ModelCheckpoint) and callback.save_last:
                 callback.last_model_path = str(path)
+                callback.best_model_path = str(student_checkpoint(run_folder))
         if (error := save_jointly(self, path)) is not None:
             raise UserError(f"{error} Then run the same command again: it resumes (`resume: auto`)")
 

@@ -32,6 +32,7 @@ from g2l_plugin.distillation.running.run_checkpoint import RunCheckpoint
 from g2l_plugin.distillation.running.teacher_cache import TeacherCache
 from g2l_plugin.distillation.running.trainer import KDTrainer
 from g2l_plugin.distillation.schedule import CosineSchedule, LossEarlyStopping
+from g2l_plugin.distillation.teachers import Teachers
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.errors import UserError
@@ -39,6 +40,7 @@ from g2l_plugin.evaluation.before_after import DistillationEvaluation
 from g2l_plugin.metrics.knn import KNNVoting
 from g2l_plugin.metrics.robustness import RobustnessIndex
 from g2l_plugin.publishing.callback import PublishStudent
+from g2l_plugin.publishing.publish import publish_run
 from g2l_plugin.slides.data_module import TileDataModule
 from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.views import AugmentedView
@@ -74,16 +76,23 @@ def make_run(tmp_path):
     """Makes trainer, module and data of a run of two steps an epoch."""
     teacher = save_tiny_model(tmp_path / "teacher", **WIDER)
 
-    def make(max_steps=4, callbacks=(), tiles=None, lr=1e-3, model=None, repo_id=None, force=True, **options):
+    def make(
+        max_steps=4,
+        callbacks=(),
+        tiles=None,
+        lr=1e-3,
+        model=None,
+        repo_id=None,
+        force=True,
+        **options,
+    ):
         torch.manual_seed(0)
         trainer = KDTrainer(
             default_root_dir=str(tmp_path / "logs"),
             max_steps=max_steps,
             accelerator="cpu",
-            checkpoint_type="last",
             num_sanity_val_steps=0,
             check_val_every_n_epoch=None,
-            val_check_interval=2,
             log_every_n_steps=1,
             enable_model_summary=False,
             logger=[TensorBoardLogger(str(tmp_path / "logs"), name="")],
@@ -93,7 +102,7 @@ def make_run(tmp_path):
                 *callbacks,
                 PublishStudent(repo_id=repo_id, force=force),
             ],
-            **options,
+            **{"val_check_interval": 2, "checkpoint_type": "last"} | options,
         )
         module = DistillationModule(
             teacher=EncoderSource(f"local-dir:{teacher}"),
@@ -277,6 +286,67 @@ def test_a_failed_upload_is_reported_once_the_run_is_whole(make_run, tmp_path, c
     assert (folder / "student" / "model.safetensors").is_file()
     assert "val/cka" in (folder / "student" / "results.json").read_text()
     assert "Benchmark: MODEL_NAME=g2l/student" in capsys.readouterr().out
+
+
+def test_figures_are_known_before_the_first_step_and_after_the_last(make_run, monkeypatch, capsys):
+    embedded = []
+    forward = Teachers.forward
+
+    def spy(self, images, *args):
+        embedded.append(len(images))
+        return forward(self, images, *args)
+
+    monkeypatch.setattr(Teachers, "forward", spy)
+    trainer, module, data = make_run(max_steps=3, val_check_interval=2)
+    trainer.fit(module, datamodule=data)
+    scalars = EventAccumulator(str(trainer.log_dir)).Reload()
+    steps = [event.step for event in scalars.Scalars("val/cka")]
+    assert steps == [0, 1, 3]  # Lightning counts the steps before the one that it validates after
+    assert sum(embedded) == 3 * 12 + 10  # the steps' tiles, and once the validation tiles
+    names = {"val/cka", "val/shared_neighbours", "val/effective_rank", "val/cosine"}
+    assert names <= module.run_state.start.keys() & module.run_state.alignment.keys()
+    assert module.run_state.alignment["step"] == 3
+    assert module.run_state.alignment["tiles"] == 10
+    change = module.run_state.alignment["val/cka"] - module.run_state.start["val/cka"]
+    assert module.run_state.change["val/cka"][0] == pytest.approx(change)
+
+
+def test_a_student_worse_than_its_start_is_not_published_unless_forced(make_run, tmp_path, capsys):
+    with pytest.raises(UserError, match="further from its teacher.*g2l publish --force"):
+        Interface().fit(*make_run(max_steps=10, lr=10.0, force=False))
+    assert not (run_folder(tmp_path) / "student").exists()
+    assert (run_folder(tmp_path) / "checkpoints" / "last.ckpt").is_file()
+    assert capsys.readouterr().out.splitlines()[-1].startswith("Outcome:   CKA with the teacher ")
+    with pytest.raises(UserError, match="publish it anyway"):
+        publish_run(run_folder(tmp_path))
+    published = publish_run(run_folder(tmp_path), force=True)
+    assert (
+        "**This model is further from its teacher" in (published.folder / "README.md").read_text()
+    )
+
+
+def test_the_best_checkpoint_is_published_and_evaluated(make_run, tmp_path):
+    evaluation = DistillationEvaluation(Tiles(), Tiles(), metrics=[KNNVoting(k=3)])
+    run = make_run(
+        max_steps=8, lr=1.0, val_check_interval=1, checkpoint_type="best", callbacks=[evaluation]
+    )
+    Interface().fit(*run)
+    folder = run_folder(tmp_path)
+    scalars = EventAccumulator(str(folder)).Reload()
+    values = {step: event.value for step, event in enumerate(scalars.Scalars("val/cka")) if step}
+    best = max(values, key=lambda step: values[step])
+    assert best < 8  # or the test shows nothing
+    checkpoint = torch.load(folder / "checkpoints" / "best.ckpt", weights_only=True)
+    assert checkpoint["global_step"] == best and "optimizer_states" not in checkpoint
+    student = timm.create_model(f"local-dir:{folder / 'student'}", pretrained=True)
+    for key, value in student.state_dict().items():
+        assert torch.equal(checkpoint["state_dict"][f"student.model.{key}"], value)
+    last = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    assert last["global_step"] == 8
+    results = json.loads((folder.parent / "results.json").read_text())["metrics"]["val"][0]
+    assert results["val/cka"]["mean"] == pytest.approx(values[best], abs=1e-6)
+    assert f"at step {best}:" in (folder / "student" / "README.md").read_text()
+    assert json.loads((folder / "evaluation.json").read_text())["step"] == best
 
 
 def test_early_stop_ends_a_run_that_publishes_all_the_same(make_run):
