@@ -24,6 +24,7 @@ from .distillation.losses import DistillationLoss as DistillationLoss
 from .distillation.losses import LogSumLoss as LogSumLoss
 from .distillation.losses import MeanSquaredErrorLoss as MeanSquaredErrorLoss
 from .distillation.losses import CosineLoss as CosineLoss
+from .distillation.losses import CKALoss as CKALoss
 from .distillation.losses import SmoothL1Loss as SmoothL1Loss
 from .distillation.losses import SimilarityKLLoss as SimilarityKLLoss
 from .distillation.running.run_checkpoint import RunCheckpoint as RunCheckpoint

@@ -15,8 +15,13 @@ from g2l_plugin.files import write_text
 
 _PACKAGE = Path(__file__).parent
 _RECIPE = "recipes/g2l.yaml"
-_INCLUDE = re.compile(r"\$\{g2l\.recipe:trainer, (?P<cancer>.+)\}$", re.MULTILINE)
-_BY_CANCER = re.compile(r"\$\{by_cancer:(?P<name>\w+), (?P<default>(?:[^{}]|\$\{cancer\})*)\}")
+_INCLUDE = re.compile(
+    r"\$\{g2l\.recipe:trainer, (?P<cancer>\$\{[^}]*\}|\w+)(?:, (?P<recipe>\w+))?\}$", re.MULTILINE
+)
+_CHOICE = re.compile(
+    r"\$\{by_(?P<kind>cancer|recipe):(?P<name>\w+), (?P<default>(?:[^{}]|\$\{cancer\})*)\}"
+)
+_PAPER = "paper"
 
 
 def configs_folder() -> Path:
@@ -75,7 +80,8 @@ def copy_config(name: str, folder: Path) -> Path:
         raise UserError(f"{target} exists. Remove it, or copy into another folder.")
     text = source.read_text(encoding="utf-8")
     if include := _INCLUDE.search(text):
-        text = _expand_recipe(OmegaConf.create({"cancer": include["cancer"]}).cancer)
+        cancer = OmegaConf.create({"cancer": include["cancer"]}).cancer
+        text = _expand_recipe(cancer, include["recipe"] or _PAPER)
     write_text(target, text)
     return target
 
@@ -98,21 +104,24 @@ def load_config(name: str | Path) -> dict[str, Any]:
 
 
 def register_resolvers() -> None:
-    """Registers `${g2l.recipe:PART, CANCER}`: the trainer, model or data of the recipe."""
+    """Registers `${g2l.recipe:PART, CANCER, RECIPE}`: the trainer, model or data of a recipe.
+
+    RECIPE is `paper`, which may be left out, or `robust`.
+    """
     OmegaConf.register_resolver("g2l.recipe", _recipe_part, replace=True)
 
 
-def _recipe_part(part: str, cancer: str | None) -> DictConfig:
-    recipe: Any = OmegaConf.create(_expand_recipe(cancer))
+def _recipe_part(part: str, cancer: str | None, name: str = _PAPER) -> DictConfig:
+    recipe: Any = OmegaConf.create(_expand_recipe(cancer, name))
     # A node of OmegaConf, and no plain dictionary: a change on the command line is merged into it.
     return DictConfig(OmegaConf.to_container(recipe[part], resolve=True))
 
 
-def _expand_recipe(cancer: str | None) -> str:
-    """The recipe as a config of its own, for one cancer.
+def _expand_recipe(cancer: str | None, recipe: str) -> str:
+    """A recipe as a config of its own, for one cancer.
 
-    The recipe's own variables, `${cancer}` and `${by_cancer:NAME, DEFAULT}`, are filled in. Those
-    of the environment stay.
+    Its own variables, `${cancer}`, `${by_cancer:NAME, DEFAULT}` and `${by_recipe:NAME, DEFAULT}`,
+    are filled in. Those of the environment stay.
     """
     if cancer is None:
         raise UserError(
@@ -121,13 +130,15 @@ def _expand_recipe(cancer: str | None) -> str:
         )
     text = (configs_folder() / _RECIPE).read_text(encoding="utf-8")
     head, separator, body = text.partition("\ntrainer:")
-    by_cancer = yaml.safe_load(head)["by_cancer"]
+    choices, chosen = yaml.safe_load(head), {"cancer": cancer, "recipe": recipe}
 
     def choose(match: re.Match[str]) -> str:
-        return by_cancer[match["name"]].get(cancer, match["default"])
+        values = choices[f"by_{match['kind']}"][match["name"]]
+        return str(values.get(chosen[match["kind"]], match["default"]))
 
-    body = _BY_CANCER.sub(choose, separator.lstrip("\n") + body).replace("${cancer}", cancer)
-    return f"---\n# The G2L recipe (arXiv 2510.11176) for {cancer} cancer.\n{body}"
+    body = _CHOICE.sub(choose, separator.lstrip("\n") + body).replace("${cancer}", cancer)
+    title = "G2L recipe (arXiv 2510.11176)" if recipe == _PAPER else f"{recipe} recipe"
+    return f"---\n# The {title} for {cancer} cancer.\n{body}"
 
 
 def _summary(path: Path) -> str:

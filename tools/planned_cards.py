@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+import g2l_plugin
 from g2l_plugin.config_files import load_config
 from g2l_plugin.encoders.encoder import Encoder, Provenance
 from g2l_plugin.encoders.known import find_known
@@ -20,7 +21,7 @@ from g2l_plugin.files import write_text
 from g2l_plugin.publishing.card import CardFacts, render_card
 from g2l_plugin.publishing.licenses import license_of
 from g2l_plugin.publishing.publish import find_cancer
-from g2l_plugin.runs.record import RunRecord, record_encoder
+from g2l_plugin.runs.record import RunRecord, describe_loss, record_encoder
 
 
 def planned_card(config_path: Path) -> str:
@@ -36,13 +37,16 @@ def planned_card(config_path: Path) -> str:
     model = config["model"]["init_args"]
     size = int(model["view"]["init_args"]["size"])
     teacher, student = (_on_paper(model[role]["source"]) for role in ("teacher", "student"))
-    loss = model["loss"]
-    settings = ", ".join(f"{name}={value}" for name, value in loss["init_args"].items())
+    loss = getattr(g2l_plugin, model["loss"]["class_path"].rpartition(".")[2])
     record = RunRecord(
         teacher=record_encoder(teacher, size),
         student=record_encoder(student, size),
         network=timm_config(student),
-        loss=f"{loss['class_path'].rpartition('.')[2]}({settings})",
+        loss=describe_loss(
+            loss(**model["loss"].get("init_args", {})),
+            model["normalization"],
+            float(model["relation_weight"]),
+        ),
     )
     settled = license_of([("teacher", teacher.provenance), ("start", student.provenance)])
     cancer = find_cancer(config)

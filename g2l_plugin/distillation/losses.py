@@ -9,6 +9,8 @@ from torch import nn
 from torch.nn import functional
 from typing_extensions import override
 
+from g2l_plugin.errors import UserError
+
 
 class DistillationLoss(nn.Module, abc.ABC):
     """A loss between two batches of embeddings."""
@@ -79,6 +81,39 @@ class SmoothL1Loss(DistillationLoss):
     @override
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         return functional.smooth_l1_loss(student, teacher, beta=self.beta)
+
+
+class CKALoss(DistillationLoss):
+    """One minus the unbiased linear CKA of the batch: the two see the same tiles as alike.
+
+    It compares how tiles relate to each other, so the embeddings may have different widths, and no
+    projector is needed. The biased CKA of a batch is near 1 whatever the embeddings are.
+
+    Source: see `g2l_plugin.metrics.alignment.unbiased_cka`.
+    """
+
+    @override
+    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        n = len(student)
+        if n < 4:
+            raise UserError(f"CKALoss compares the tiles of a batch. Got {n}, expected at least 4.")
+        k, m = (_inner_products(z) for z in (student, teacher))  # (B, B)
+
+        def hsic_1(k: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
+            sums_k, sums_m = k.sum(0), m.sum(0)  # (B,)
+            totals = sums_k.sum() * sums_m.sum() / ((n - 1) * (n - 2))
+            return (k * m).sum() + totals - 2 / (n - 2) * (sums_k @ sums_m)
+
+        return 1 - hsic_1(k, m) / (hsic_1(k, k) * hsic_1(m, m)).clamp_min(1e-12).sqrt()  # ()
+
+
+def _inner_products(embeddings: torch.Tensor) -> torch.Tensor:
+    """Inner products of the centred embeddings (B, D), with a zero diagonal, (B, B)."""
+    centred = embeddings - embeddings.mean(0)
+    # A scale of 1, so that fourth powers of the embeddings stay in range.
+    centred = centred * (centred.square().mean() + 1e-12).rsqrt()
+    products = centred @ centred.T
+    return products - products.diagonal().diag()
 
 
 class SimilarityKLLoss(DistillationLoss):

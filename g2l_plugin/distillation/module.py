@@ -12,22 +12,28 @@ from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn, optim
 from torch.optim import lr_scheduler
 from torch.utils.checkpoint import checkpoint as recompute
+from tqdm import tqdm
 from typing_extensions import override
 
 from g2l_plugin import upstream
 from g2l_plugin.distillation.losses import DistillationLoss, LogSumLoss
-from g2l_plugin.distillation.objective import CombinedObjective
+from g2l_plugin.distillation.objective import CombinedObjective, Normalization
 from g2l_plugin.distillation.running.run_module import RunModule
 from g2l_plugin.distillation.running.run_state import tile_dataset
 from g2l_plugin.distillation.running.teacher_caches import TeacherCaches
 from g2l_plugin.distillation.teachers import Teachers, embed
-from g2l_plugin.distillation.validation import measure_alignment
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.encoders.timm_network import timm_config
 from g2l_plugin.errors import UserError
+from g2l_plugin.runs.record import describe_loss
+from g2l_plugin.runs.validation import measure_alignment
 from g2l_plugin.slides.batch import TileBatch
+from g2l_plugin.slides.loader import some_batches
 from g2l_plugin.slides.views import AugmentedView, center_view
+
+_FITTED_TILES = 4096
+"""Tiles to fit the projector to: some for each feature of a ViT-L."""
 
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
@@ -69,6 +75,9 @@ class DistillationModule(RunModule):
         compile: bool = False,
         teacher_cache: str | None = None,
         freeze_batch_norm: bool | None = None,
+        normalization: Normalization = "batch",
+        fit_projector: bool = False,
+        relation_weight: float = 0.0,
     ) -> None:
         """Initializes the module; no model is loaded yet.
 
@@ -94,9 +103,16 @@ class DistillationModule(RunModule):
                 and not those of each batch. None does so if the start is pretrained: the
                 statistics of a batch would make another network of it. Vision transformers have no
                 batch norm.
+            normalization: How both embeddings are normalised before the loss: `batch`, as in the
+                paper, or `scale`, see `Objective`. `scale` needs `fit_projector`.
+            fit_projector: Whether the projector starts from a ridge regression on some thousand
+                training tiles, and not from random weights.
+            relation_weight: Weight of a `CKALoss` between the embeddings themselves, beside the
+                loss; 0 for none.
 
         Raises:
-            UserError: `micro_batch_size` is below 1, or a cache is set without `n_views`.
+            UserError: `micro_batch_size` is below 1, a cache is set without `n_views`, or `scale`
+                without `fit_projector`.
         """
         super().__init__()
         if micro_batch_size is not None and micro_batch_size < 1:
@@ -114,6 +130,11 @@ class DistillationModule(RunModule):
         self.compile_encoders = compile
         self.teacher_cache = teacher_cache
         self.freeze_batch_norm = freeze_batch_norm
+        self.normalization: Normalization = normalization
+        self.fit_projector = fit_projector
+        self.relation_weight = relation_weight
+        if normalization == "scale" and not fit_projector:
+            raise UserError("`normalization: scale` is fitted to tiles. Set `fit_projector: true`.")
         if teacher_cache is not None and self.view.n_views is None:
             raise UserError(
                 "`teacher_cache` is set, but every epoch makes new views: nothing would be read "
@@ -157,6 +178,8 @@ class DistillationModule(RunModule):
             self.normalize_teacher,
             self.teacher_weights,
             self.widths,
+            self.normalization,
+            self.relation_weight,
         )
 
         if self.freeze_batch_norm is None:
@@ -241,13 +264,17 @@ class DistillationModule(RunModule):
     @override
     def on_train_start(self) -> None:
         super().on_train_start()
-        if self.global_step == 0:
-            upstream.validate_within_fit(self.trainer)  # the start, to compare with
+        if self.global_step > 0:
+            return
+        if self.fit_projector:
+            self._fit_objective()
+        upstream.validate_within_fit(self.trainer)  # the start, to compare with
 
     @override
     def on_fit_start(self) -> None:
         encoders = [self.student, *self.teachers.encoders]
-        self.run_state.begin(encoders, self.view.size, self.loss, self.widths)
+        loss = describe_loss(self.loss, self.normalization, self.relation_weight)
+        self.run_state.begin(encoders, self.view.size, loss, self.widths)
         if self.compile_encoders:  # in place, after their FLOPs were counted
             for encoder in encoders:
                 encoder.compile()
@@ -291,6 +318,25 @@ class DistillationModule(RunModule):
         self.run_state.load(
             checkpoint, self.state_dict(), self.teachers.encoders, dataset, self.step_sync
         )
+
+    @torch.no_grad()
+    def _fit_objective(self) -> None:
+        """Fits projectors and scales to views of some training tiles."""
+        students, teachers = [], []
+        loader: Any = self.trainer.train_dataloader
+        place = (self.global_rank, self.trainer.world_size)
+        for batch in tqdm(some_batches(loader, _FITTED_TILES, *place), "Fitting the projector"):
+            batch = self.transfer_batch_to_device(batch, self.device, 0)
+            views = self._make_views(batch)  # (B, 3, H, W)
+            teachers.append(self._embed_with_teachers(views, batch))  # (B, D_t) per teacher
+            students.append(self._embed_with_student(views))  # (B, D_s)
+        self.objective.fit(
+            self.gather_rows(torch.cat(students)),
+            [self.gather_rows(torch.cat(parts)) for parts in zip(*teachers, strict=True)],
+        )
+        for tensor in self.objective.state_dict().values():  # rounding differs between devices
+            if torch.is_tensor(tensor) and self.trainer.world_size > 1:
+                torch.distributed.broadcast(tensor, 0)
 
     def _log_step(self) -> None:
         group = self.optimizers().param_groups[0]

@@ -4,24 +4,36 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import nn
+from typing_extensions import override
 
-from g2l_plugin.distillation.losses import DistillationLoss
+from g2l_plugin.distillation.losses import CKALoss, DistillationLoss
 from g2l_plugin.errors import UserError
+
+Normalization = Literal["batch", "scale"]
 
 _BATCH_NORM_EPS = 1e-4
 """As in arXiv 2303.11098."""
 
+_RIDGE = 0.01
+"""Ridge of the projector's fit, relative to the mean variance of the student's features."""
+
 
 class Objective(nn.Module):
-    """Linear projector from student to teacher width, batch norm on both sides, and a loss.
+    """Linear projector from student to teacher width, a normalization, and a loss.
 
-    The projector is discarded after training. The batch norms have no affine parameters. Everything
-    is computed in float32, under mixed precision too: fourth powers overflow half floats.
+    The projector is discarded after training. Everything is computed in float32, under mixed
+    precision too: fourth powers overflow half floats.
 
-    Source: arXiv 2510.11176, which follows arXiv 2303.11098.
+    The paper's normalization is a batch norm without affine parameters on both sides. It gives all
+    features of the teacher the same weight, those that hardly vary too. With `scale`, one fixed
+    number scales all of the centred teacher's features, so that they keep their proportions, and
+    the projection is compared as it is.
+
+    Source: arXiv 2510.11176, which follows arXiv 2303.11098; `scale` is ours.
     """
 
     def __init__(
@@ -30,6 +42,7 @@ class Objective(nn.Module):
         teacher_dim: int,
         loss: DistillationLoss,
         normalize_teacher: bool = True,
+        normalization: Normalization = "batch",
     ) -> None:
         """Initializes the objective.
 
@@ -39,16 +52,43 @@ class Objective(nn.Module):
             loss: The loss between projected student and teacher embeddings.
             normalize_teacher: Whether the teacher's embeddings pass a batch norm too, as in the
                 projector paper.
+            normalization: `batch` or `scale`; `scale` needs `fit`.
         """
         super().__init__()
         self.projector = nn.Linear(student_dim, teacher_dim)
-        self.student_norm = nn.BatchNorm1d(teacher_dim, eps=_BATCH_NORM_EPS, affine=False)
-        self.teacher_norm = (
-            nn.BatchNorm1d(teacher_dim, eps=_BATCH_NORM_EPS, affine=False)
-            if normalize_teacher
-            else nn.Identity()
-        )
+
+        def batch_norm() -> nn.Module:
+            return nn.BatchNorm1d(teacher_dim, eps=_BATCH_NORM_EPS, affine=False)
+
+        self.student_norm = batch_norm() if normalization == "batch" else nn.Identity()
+        self.teacher_norm: nn.Module = nn.Identity()
+        if normalize_teacher:
+            self.teacher_norm = batch_norm() if normalization == "batch" else Scale(teacher_dim)
         self.loss = loss
+
+    @torch.no_grad()
+    def fit(self, student: torch.Tensor, teacher: torch.Tensor) -> None:
+        """Sets the projector to the ridge regression from student to normalised teacher.
+
+        A random projector would first change the student to suit it, and lose what it knows.
+
+        Args:
+            student: Embeddings of training tiles by the student's start, (N, D_s).
+            teacher: Embeddings of the same tiles, (N, D_t).
+        """
+        x, y = student.double(), teacher.double()
+        if isinstance(self.teacher_norm, Scale):
+            self.teacher_norm.fit(y)
+            y = self.teacher_norm(y)
+        elif isinstance(self.teacher_norm, nn.BatchNorm1d):
+            y = (y - y.mean(0)) / (y.var(0, correction=0) + _BATCH_NORM_EPS).sqrt()
+        mean_x, mean_y = x.mean(0), y.mean(0)
+        x = x - mean_x
+        gram = x.T @ x  # (D_s, D_s)
+        gram.diagonal().add_(_RIDGE * gram.diagonal().mean())
+        weight = torch.linalg.solve(gram, x.T @ (y - mean_y)).T  # (D_t, D_s)
+        self.projector.weight.copy_(weight)
+        self.projector.bias.copy_(mean_y - weight @ mean_x)
 
     def project(
         self, student: torch.Tensor, teacher: torch.Tensor
@@ -74,12 +114,38 @@ class Objective(nn.Module):
             return self.loss(projected, target)  # ()
 
 
+class Scale(nn.Module):
+    """Centres embeddings and scales them by one number, both fixed by `fit`."""
+
+    mean: torch.Tensor
+    scale: torch.Tensor
+
+    def __init__(self, width: int) -> None:
+        """Initializes a scale that changes nothing."""
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(width))
+        self.register_buffer("scale", torch.ones(()))
+
+    def fit(self, embeddings: torch.Tensor) -> None:
+        """Makes embeddings (N, D) centred with a mean variance of 1."""
+        self.mean.copy_(embeddings.mean(0))
+        self.scale.copy_(embeddings.var(0, correction=0).mean().sqrt().clamp_min(1e-12))
+
+    @override
+    def forward(self, embeddings: torch.Tensor) -> torch.Tensor:
+        return (embeddings - self.mean) / self.scale  # (B, D)
+
+
 class CombinedObjective(nn.Module):
     """The weighted mean of the objectives of several teachers and several student widths.
 
     Each pair of teacher and width has its own projector, batch norms and loss. A width is a prefix
     of the student's embedding, which thus becomes an embedding itself (Matryoshka, arXiv
     2205.13147). One teacher and the full width alone are the paper's objective.
+
+    The relation term compares the student's own embedding with the teacher's, before any projector:
+    what is published is the embedding, and a projector can hide directions of it that the teacher
+    does not know.
     """
 
     def __init__(
@@ -90,6 +156,8 @@ class CombinedObjective(nn.Module):
         normalize_teacher: bool = True,
         teacher_weights: Sequence[float] | None = None,
         widths: Sequence[int] = (),
+        normalization: Normalization = "batch",
+        relation_weight: float = 0.0,
     ) -> None:
         """Initializes the objective.
 
@@ -100,11 +168,17 @@ class CombinedObjective(nn.Module):
             normalize_teacher: Whether the teachers' embeddings pass a batch norm too.
             teacher_weights: Weight of each teacher, any sum; None weights all equally.
             widths: Smaller widths of the student's embedding, to be usable alone.
+            normalization: See `Objective`.
+            relation_weight: Weight of a `CKALoss` beside the loss; 0 for none.
 
         Raises:
             UserError: A width or a weight is out of range.
         """
         super().__init__()
+        if relation_weight < 0:
+            raise UserError(f"`relation_weight` is {relation_weight}. Expected at least 0.")
+        self.relation_weight = relation_weight
+        self.relation = CKALoss()
         weights = [1.0] * len(teacher_dims) if teacher_weights is None else list(teacher_weights)
         if len(weights) != len(teacher_dims) or min(weights) <= 0:
             raise UserError(
@@ -120,7 +194,7 @@ class CombinedObjective(nn.Module):
         self.widths = [*sorted(widths), student_dim]
         self.parts = nn.ModuleList(
             nn.ModuleList(
-                Objective(width, teacher_dim, copy.deepcopy(loss), normalize_teacher)
+                Objective(width, teacher_dim, copy.deepcopy(loss), normalize_teacher, normalization)
                 for width in self.widths
             )
             for teacher_dim in teacher_dims
@@ -148,9 +222,27 @@ class CombinedObjective(nn.Module):
         total = student.new_zeros((), dtype=torch.float32)
         for nested, teacher, weight in zip(self._nested(), teachers, self.weights, strict=True):
             for objective, width in zip(nested, self.widths, strict=True):
-                loss = objective(student[:, :width], teacher)  # (B, width), (B, D_t) -> ()
+                prefix = student[:, :width]
+                loss = objective(prefix, teacher)  # (B, width), (B, D_t) -> ()
+                if self.relation_weight:
+                    loss = loss + self.relation_weight * self._relate(prefix, teacher)
                 total = total + loss * (weight / len(self.widths))
         return total
+
+    def fit(self, student: torch.Tensor, teachers: Sequence[torch.Tensor]) -> None:
+        """Fits every projector and fixed normalization; see `Objective.fit`.
+
+        Args:
+            student: Embeddings of training tiles by the student's start, (N, D_s).
+            teachers: Embeddings of the same tiles by each teacher, (N, D_t).
+        """
+        for nested, teacher in zip(self._nested(), teachers, strict=True):
+            for objective, width in zip(nested, self.widths, strict=True):
+                objective.fit(student[:, :width], teacher)
+
+    def _relate(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        with torch.autocast(student.device.type, enabled=False):
+            return self.relation(student.float(), teacher.float())
 
     def _nested(self) -> list[list[Objective]]:
         """The objectives by teacher and width."""

@@ -13,13 +13,17 @@ from torch import optim
 from torch.optim import lr_scheduler
 from typing_extensions import override
 
+from g2l_plugin.errors import UserError
+
 
 class CosineSchedule(lr_scheduler.LRScheduler):
     """Anneals learning rate and weight decay from start to end on one cosine, by steps.
 
-    torch's CosineAnnealingLR leaves the weight decay as it is.
+    The learning rate may first rise linearly. torch's CosineAnnealingLR leaves the weight decay as
+    it is.
 
-    Source: arXiv 2510.11176 schedules both and names no end values; here both end at zero.
+    Source: arXiv 2510.11176 schedules both, and names neither end values nor a warm-up; here both
+    end at zero.
     """
 
     def __init__(
@@ -28,6 +32,7 @@ class CosineSchedule(lr_scheduler.LRScheduler):
         T_max: int,  # named as in torch's CosineAnnealingLR
         eta_min: float = 0.0,
         weight_decay_min: float = 0.0,
+        warmup: float = 0.0,
         last_epoch: int = -1,
     ) -> None:
         """Initializes the schedule.
@@ -37,9 +42,13 @@ class CosineSchedule(lr_scheduler.LRScheduler):
             T_max: Steps to the end values, which hold from then on.
             eta_min: The learning rate at the end.
             weight_decay_min: The weight decay at the end.
+            warmup: Share of the steps in which the learning rate rises to its start value, 0 to 1.
             last_epoch: The step to start from; -1 for a new run.
         """
+        if not 0 <= warmup <= 1:
+            raise UserError(f"CosineSchedule's `warmup` is {warmup}. Expected 0 to 1.")
         self.T_max = T_max
+        self.warmup_steps = round(warmup * T_max)
         self.eta_min = eta_min
         self.weight_decay_min = weight_decay_min
         for group in optimizer.param_groups:
@@ -48,8 +57,10 @@ class CosineSchedule(lr_scheduler.LRScheduler):
 
     @override
     def get_lr(self) -> list[float | torch.Tensor]:
+        rise = min((self.last_epoch + 1) / (self.warmup_steps + 1), 1.0)
         return [
-            self._anneal(group["initial_lr"], self.eta_min) for group in self.optimizer.param_groups
+            rise * self._anneal(group["initial_lr"], self.eta_min)
+            for group in self.optimizer.param_groups
         ]
 
     @override

@@ -43,7 +43,7 @@ class RunRecord:
         teacher: The teacher.
         student: The student, with the weights that it started from.
         network: The student's config.json, from which timm builds its network.
-        loss: Name and settings of the loss.
+        loss: The loss and its settings, see `describe_loss`.
         finished: Whether the run had ended.
         ending: What ended it before its last step, e.g. an early stop; "" if nothing did.
         step: Optimizer steps taken.
@@ -52,7 +52,7 @@ class RunRecord:
         hardware: The devices, e.g. `2 x NVIDIA H200`.
         cohort: `tiles` and, if known, `slides` and `centres` (slides per centre).
         start: Figures of the validation before the first step, as `alignment`.
-        alignment: Figures of the last validation (see `g2l_plugin.distillation.validation`), with
+        alignment: Figures of the last validation (see `g2l_plugin.runs.validation`), with
             its `step`, `tiles` and, if known, `patients`; may be empty.
         change: From start to the last validation: the difference of `val/cka` and of
             `val/shared_neighbours`, and both ends of its 95 % interval; None where unknown.
@@ -129,12 +129,24 @@ def record_encoder(encoder: Encoder, size: int) -> EncoderRecord:
     )
 
 
-def describe_loss(loss: nn.Module) -> str:
-    """Name and settings of a loss, e.g. `LogSumLoss(alpha=4)`."""
+def describe_loss(
+    loss: nn.Module, normalization: str = "batch", relation_weight: float = 0.0
+) -> str:
+    """Describes an objective in words, e.g. `LogSumLoss(alpha=4) after batch norms`.
+
+    Args:
+        loss: The loss between projected student and teacher.
+        normalization: How both are normalised, `batch` or `scale`.
+        relation_weight: Weight of the CKA loss between the embeddings themselves.
+    """
     settings = {k: v for k, v in vars(loss).items() if isinstance(v, int | float) and k[0] != "_"}
     settings.pop("training", None)
     inner = ", ".join(f"{name}={value:g}" for name, value in settings.items())
-    return f"{type(loss).__name__}({inner})"
+    normalised = "batch norms" if normalization == "batch" else "one fixed scale for all features"
+    relation = (
+        f", plus {relation_weight:g} x CKALoss() of the embeddings" if relation_weight else ""
+    )
+    return f"{type(loss).__name__}({inner}) after {normalised}{relation}"
 
 
 def describe_hardware(device: torch.device, n_devices: int) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 import torch.distributed
 from loguru import logger
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
 from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.slides.batch import TileBatch
@@ -165,6 +165,34 @@ class TileLoader:
         capacity = min(self._buffer_tiles, n_tiles // _MIN_REFILLS)
         rng = np.random.default_rng([self._seed, epoch, rank])
         return MixingBuffer(blocks, self.batch_size, capacity, rng)
+
+
+def some_batches(
+    loader: Any, n_tiles: int, rank: int = 0, n_devices: int = 1
+) -> Iterator[TileBatch]:
+    """Reads some tiles of a loader's dataset, always the same, without moving the loader.
+
+    Args:
+        loader: A `TileLoader` or a loader of PyTorch.
+        n_tiles: Number of tiles on all devices; fewer if the dataset has fewer.
+        rank: Rank of this device.
+        n_devices: Number of devices; each reads as many tiles.
+
+    Yields:
+        Batches of the loader's size, the last one may be smaller.
+    """
+    dataset = loader.dataset
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:n_tiles]
+    # Ascending, so that neighbours are read together.
+    numbers = np.sort(chosen[: len(chosen) // n_devices * n_devices])[rank::n_devices]
+    reader = DataLoader(
+        Subset(dataset, numbers.tolist()), loader.batch_size, num_workers=loader.num_workers
+    )
+    with explain_dead_workers():
+        for number, tiles in enumerate(reader):
+            part = numbers[number * loader.batch_size :][: loader.batch_size]
+            lost = dataset.tiles.substitutes(part) if isinstance(dataset, TileDataset) else None
+            yield TileBatch(TileBatch.of(tiles).tiles, part, lost)
 
 
 class _BlockSampler:

@@ -7,14 +7,24 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from g2l_plugin.distillation.losses import (
+    CKALoss,
     CosineLoss,
     LogSumLoss,
     MeanSquaredErrorLoss,
     SimilarityKLLoss,
     SmoothL1Loss,
 )
+from g2l_plugin.errors import UserError
+from g2l_plugin.metrics.alignment import unbiased_cka
 
-LOSSES = [LogSumLoss, MeanSquaredErrorLoss, CosineLoss, SmoothL1Loss, SimilarityKLLoss]
+LOSSES = [
+    LogSumLoss,
+    MeanSquaredErrorLoss,
+    CosineLoss,
+    SmoothL1Loss,
+    SimilarityKLLoss,
+    CKALoss,
+]
 
 
 def batches(rows=6, columns=5, seed=0):
@@ -62,6 +72,21 @@ def test_others_are_their_closed_forms():
     assert SmoothL1Loss(beta=0.5)(student, teacher).item() == pytest.approx(huber.mean().item())
 
 
+def test_cka_loss_is_one_minus_the_unbiased_alignment_in_any_two_widths():
+    student, _ = batches(rows=12)
+    _, teacher = batches(rows=12, columns=8)
+    teacher[:, :5] += 2 * student
+    expected = 1 - unbiased_cka(student, teacher).value
+    assert CKALoss()(student, teacher).item() == pytest.approx(expected, abs=1e-5)
+    assert CKALoss()(1e4 * student + 7, 1e-3 * teacher).item() == pytest.approx(expected, abs=1e-3)
+    assert CKALoss()(student, student).item() == pytest.approx(0, abs=1e-6)
+    constant = torch.ones(12, 5, requires_grad=True)
+    CKALoss()(constant, teacher).backward()
+    assert torch.isfinite(constant.grad).all()
+    with pytest.raises(UserError, match="Got 3, expected at least 4"):
+        CKALoss()(student[:3], teacher[:3])
+
+
 def test_similarity_kl_is_its_closed_form():
     student, teacher = batches()
     loss = SimilarityKLLoss(teacher_temperature=0.1, student_temperature=0.2)
@@ -107,7 +132,10 @@ def test_every_loss_falls_when_it_is_descended(loss_class):
         value.backward()
         optimizer.step()
     assert value.item() < first
-    if loss_class is SimilarityKLLoss:  # it aligns similarities, not the embeddings themselves
+    if loss_class in (
+        SimilarityKLLoss,
+        CKALoss,
+    ):  # it aligns similarities, not the embeddings themselves
         assert value.item() < 0.1 * first
         return
     assert torch.cosine_similarity(student, teacher).mean() > 0.9

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from g2l_plugin.distillation.schedule import CosineSchedule, LossEarlyStopping
+from g2l_plugin.errors import UserError
 
 
 def make_optimizer():
@@ -37,6 +38,17 @@ def test_end_values_are_reached_and_held():
     schedule = CosineSchedule(optimizer, T_max=10, eta_min=1e-6, weight_decay_min=0.4)
     values = run(optimizer, schedule, 15)
     assert values[10] == values[-1] == pytest.approx((1e-6, 0.4))
+
+
+def test_the_learning_rate_rises_in_its_share_of_the_steps():
+    optimizer, plain = make_optimizer(), make_optimizer()
+    values = run(optimizer, CosineSchedule(optimizer, T_max=100, warmup=0.1), 100)
+    cosine = run(plain, CosineSchedule(plain, T_max=100), 100)
+    for step, ((lr, weight_decay), (full, expected)) in enumerate(zip(values, cosine, strict=True)):
+        assert lr == pytest.approx(full * min((step + 1) / 11, 1))
+        assert weight_decay == pytest.approx(expected)
+    with pytest.raises(UserError, match=r"warmup` is 50\. Expected 0 to 1"):
+        CosineSchedule(make_optimizer(), T_max=100, warmup=50)
 
 
 def test_a_resumed_schedule_goes_on_where_it_was():

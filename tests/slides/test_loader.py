@@ -9,7 +9,7 @@ import torch
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides.batch import TileBatch
 from g2l_plugin.slides.dataset import TileDataset
-from g2l_plugin.slides.loader import TileLoader
+from g2l_plugin.slides.loader import TileLoader, some_batches
 from g2l_plugin.slides.slide_source import SlideTiles
 
 
@@ -164,3 +164,19 @@ def test_a_dead_worker_is_a_user_error():
     loader = TileLoader(DyingTiles([100]), batch_size=4, num_workers=1)
     with pytest.raises(UserError, match="A process that reads tiles died: .*N_DATA_WORKERS"):
         next(iter(loader))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_some_batches_are_the_same_tiles_shared_by_the_devices(workers):
+    loader = make_loader(num_workers=workers)
+    alone = list(some_batches(loader, 50))
+    assert [len(batch.tiles) for batch in alone] == [16, 16, 16, 2]
+    chosen = list(itertools.chain(*map(numbers, alone)))
+    assert chosen == sorted(set(chosen)) and not alone[0].substitutes.any()
+    devices = [
+        list(itertools.chain(*map(numbers, some_batches(loader, 50, rank, 3)))) for rank in range(3)
+    ]
+    assert [len(part) for part in devices] == [16, 16, 16]
+    assert set(itertools.chain(*devices)) < set(chosen)
+    everything = list(itertools.chain(*map(numbers, some_batches(loader, 10**6))))
+    assert everything == list(range(702))

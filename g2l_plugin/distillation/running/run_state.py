@@ -11,10 +11,8 @@ import lightning.pytorch as pl
 import numpy as np
 import torch
 from loguru import logger
-from torch import nn
 
 from g2l_plugin.distillation.running.step_sync import StepSync
-from g2l_plugin.distillation.validation import Alignment
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.errors import UserError
 from g2l_plugin.metrics.alignment import Estimate
@@ -24,9 +22,9 @@ from g2l_plugin.runs.record import (
     EncoderRecord,
     RunRecord,
     describe_hardware,
-    describe_loss,
     record_encoder,
 )
+from g2l_plugin.runs.validation import Alignment
 from g2l_plugin.slides.dataset import TileDataset
 
 _LAST_STEP = "g2l_last_step"
@@ -69,18 +67,18 @@ class RunState:
         self._warned = False
 
     def begin(
-        self, encoders: Sequence[Encoder], view_size: int, loss: nn.Module, widths: Sequence[int]
+        self, encoders: Sequence[Encoder], view_size: int, loss: str, widths: Sequence[int]
     ) -> None:
         """Records what is trained; runs each encoder once to count its FLOPs.
 
         Args:
             encoders: The student, then the teachers.
             view_size: Side of the views, in pixels.
-            loss: The loss.
+            loss: The loss in words.
             widths: Smaller widths of the student's embedding that are distilled too.
         """
         self._encoders = [record_encoder(encoder, view_size) for encoder in encoders]
-        self._loss, self._widths = describe_loss(loss), tuple(widths)
+        self._loss, self._widths = loss, tuple(widths)
         self._since = time.monotonic()
 
     def validated(

@@ -26,6 +26,7 @@ from torch.utils.data import Dataset
 
 from g2l_plugin.distillation.losses import MeanSquaredErrorLoss
 from g2l_plugin.distillation.module import DistillationModule
+from g2l_plugin.distillation.objective import CombinedObjective
 from g2l_plugin.distillation.running import trainer as trainer_module
 from g2l_plugin.distillation.running.progress import DistillationProgressBar
 from g2l_plugin.distillation.running.run_checkpoint import RunCheckpoint
@@ -229,6 +230,33 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_run, tmp_path):
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(second.state_dict()[key], value, msg=key)
     assert not torch.equal(first.student.model.cls_token, second.student.model.cls_token)
+
+
+def test_the_projector_is_fitted_before_the_first_step_and_not_again(make_run, slide_tiles):
+    options = {"normalization": "scale", "fit_projector": True, "relation_weight": 0.5}
+    fitted = []
+    spies = {"tiles": slide_tiles(), "model": options | {"loss": MeanSquaredErrorLoss()}}
+    with pytest.MonkeyPatch.context() as patch:
+        fit = CombinedObjective.fit
+
+        def spy(self, student, teachers):
+            fitted.append(len(student))
+            fit(self, student, teachers)
+
+        patch.setattr(CombinedObjective, "fit", spy)
+        trainer, whole, data = make_run(max_steps=4, **spies)
+        trainer.fit(whole, datamodule=data)
+        assert fitted == [len(spies["tiles"])]
+        trainer, first, data = make_run(max_steps=2, **spies)
+        trainer.fit(first, datamodule=data)
+        checkpoint = f"{trainer.log_dir}/checkpoints/last.ckpt"
+        trainer, second, data = make_run(max_steps=4, resume=checkpoint, **spies)
+        trainer.fit(second, datamodule=data)
+    assert len(fitted) == 2
+    for key, value in whole.state_dict().items():
+        torch.testing.assert_close(second.state_dict()[key], value, msg=key)
+    values = EventAccumulator(str(trainer.log_dir)).Reload()
+    assert values.Scalars("val/cka")
 
 
 def test_a_run_resumed_within_an_epoch_sees_the_tiles_that_it_has_not_seen(

