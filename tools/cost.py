@@ -199,7 +199,8 @@ def page(options: argparse.Namespace) -> str:
         60 * recipe.checkpoint_minutes, recipe.checkpoint_every * recipe.step_tiles / fastest
     )
     writing = checkpoint / (options.gb_per_second * 1e9)
-    validating = recipe.val_tiles * (teacher.flops + student.flops) / flops
+    # The teacher embeds the validation tiles once in a run.
+    validating = recipe.val_tiles * student.flops / flops
     validating /= recipe.val_every * recipe.step_tiles
     lines = [
         "# What a breast run costs",
@@ -229,7 +230,7 @@ def page(options: argparse.Namespace) -> str:
         f"These hours leave out checkpoints, {writing / between:.1%} (every "
         f"{recipe.checkpoint_every:,} steps or {recipe.checkpoint_minutes} minutes, to a disk with "
         f"an assumed {options.gb_per_second:g} GB/s), and validation, {validating:.1%} "
-        f"({recipe.val_tiles} tiles every {recipe.val_every} steps). Both shares are for the "
+        f"({recipe.val_tiles:,} tiles every {recipe.val_every} steps). Both shares are for the "
         f"fastest device with batches of {recipe.step_tiles}; larger batches make them smaller.",
         "",
         "| disk | GB |",
