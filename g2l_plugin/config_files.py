@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,7 @@ def load_config(name: str | Path) -> dict[str, Any]:
 def register_resolvers() -> None:
     """Registers `${g2l.recipe:PART, CANCER, RECIPE}`: the trainer, model or data of a recipe.
 
-    RECIPE is `paper`, which may be left out, or `robust`.
+    RECIPE is `paper`, which may be left out, or one that the recipe's `by_recipe` names.
     """
     OmegaConf.register_resolver("g2l.recipe", _recipe_part, replace=True)
 
@@ -134,7 +135,9 @@ def _expand_recipe(cancer: str | None, recipe: str) -> str:
 
     def choose(match: re.Match[str]) -> str:
         values = choices[f"by_{match['kind']}"][match["name"]]
-        return str(values.get(chosen[match["kind"]], match["default"]))
+        choice = chosen[match["kind"]]
+        value = values.get(choice, match["default"])
+        return value if isinstance(value, str) else json.dumps(value)  # JSON is YAML of one line
 
     body = _CHOICE.sub(choose, separator.lstrip("\n") + body).replace("${cancer}", cancer)
     title = "G2L recipe (arXiv 2510.11176)" if recipe == _PAPER else f"{recipe} recipe"

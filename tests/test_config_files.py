@@ -47,6 +47,26 @@ def test_cancers_differ_by_name_slides_and_benchmark_alone(monkeypatch):
     assert "benchmarks/gleason_arvaniti" in prostate.values()
 
 
+def test_recipes_differ_where_they_say(monkeypatch):
+    monkeypatch.setenv("CANCER", "lung")
+    paper, robust = (load_config(name)["model"]["init_args"] for name in ("g2l", "g2l_robust"))
+    assert paper["loss"]["class_path"] == "g2l_plugin.LogSumLoss"
+    assert robust["loss"]["class_path"] == "g2l_plugin.MeanSquaredErrorLoss"
+    assert (paper["normalization"], robust["normalization"]) == ("batch", "scale")
+    assert (paper["fit_projector"], robust["fit_projector"]) == ("False", "True")
+    assert paper["further_teachers"] is None
+    (second,) = load_config("g2l_breast_two_teachers")["model"]["init_args"]["further_teachers"]
+    assert second["source"] == "hf-hub:paige-ai/Virchow2"
+
+
+@pytest.mark.parametrize("name", ["g2l_robust", "g2l_breast_two_teachers"])
+def test_a_copy_of_another_recipe_is_whole_too(tmp_path, monkeypatch, name):
+    monkeypatch.setenv("CANCER", "lung")
+    copy = copy_config(name, tmp_path)
+    assert load_config(copy) == load_config(name)
+    assert "by_recipe" not in copy.read_text()
+
+
 def test_variables_of_the_environment_reach_the_recipe(monkeypatch):
     monkeypatch.setenv("SLIDES_ROOT", "/slides")
     monkeypatch.setenv("OUTPUT_ROOT", "/logs")
