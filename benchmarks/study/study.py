@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pandas as pd
@@ -103,43 +104,58 @@ def run(options: argparse.Namespace) -> None:
                     continue
                 folder = options.work / "runs" / pair / name.replace(" ", "_") / str(seed)
                 if not (folder / "minutes").exists():
-                    _run_row(options, study, row, pair, seed, folder)
+                    _run_row(options, pair, name, seed, folder)
 
 
-def _run_row(
-    options: argparse.Namespace,
-    study: dict[str, Any],
-    row: dict[str, Any],
-    pair: str,
-    seed: int,
-    folder: Path,
-) -> None:
+def compose(
+    options: argparse.Namespace, pair: str, name: str, seed: int, folder: Path
+) -> dict[str, Any]:
+    """The config of a run, with every variable resolved.
+
+    Args:
+        options: The options of the command.
+        pair: A pair of teacher and student.
+        name: A row.
+        seed: Seed of the run.
+        folder: Folder of the run.
+    """
+    study = yaml.safe_load(_ROWS.read_text())
+    row = study["rows"][name]
     variables = study["variables"] | study["pairs"][pair] | row.get("variables", {})
+    if "lr" in row:
+        variables["LR_VALUE"] = row["lr"][pair]
     variables |= {
         "SLIDES_ROOT": options.work / "slides",
-        "INDEX_ROOT": options.work / "index",
+        "INDEX_ROOT": options.work / f"index_{options.view}",
         "OUTPUT_ROOT": folder,
         "TEACHER_CACHE": options.work / "cache",
         "EVA_GLOBAL_SEED": seed,
     }
     if options.view != 224:  # a smaller input that shows the same tissue
-        variables["VIEW_SIZE"] = options.view
-        variables["TILE_SIZE"] = round(_TILE * options.view / 224)
-        variables["TARGET_MPP"] = 0.5 * _TILE / variables["TILE_SIZE"]
-        variables["INDEX_ROOT"] = options.work / f"index_{options.view}"
-    os.environ |= {
+        tile = round(_TILE * options.view / 224)
+        variables |= {"VIEW_SIZE": options.view, "TILE_SIZE": tile}
+        variables["TARGET_MPP"] = 0.5 * _TILE / tile
+    texts = {
         key: str(value).format(teachers=options.work / "teachers")
         for key, value in variables.items()
     }
-    config = load_config(row.get("config", "g2l"))
+    with mock.patch.dict(os.environ, texts):
+        config = load_config(row.get("config", "g2l"))
     for path, value in row.get("settings", {}).items():
         *parents, last = path.split(".")
         part = config
         for parent in parents:
             part = part[parent]
+        if last not in part:
+            raise KeyError(f"{path} of row {name} is not in the config")
         part[last] = value
     config["trainer"]["init_args"]["callbacks"].append(_evaluation(options))
+    return config
+
+
+def _run_row(options: argparse.Namespace, pair: str, name: str, seed: int, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
+    config = compose(options, pair, name, seed, folder)
     (folder / "row.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     print(folder, flush=True)
     began = time.monotonic()

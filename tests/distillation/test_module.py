@@ -1,6 +1,8 @@
 import copy
 import dataclasses
+import types
 
+import numpy as np
 import pytest
 import timm
 import torch
@@ -14,6 +16,7 @@ from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides.batch import TileBatch
+from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.views import AugmentedView
 
 
@@ -272,3 +275,39 @@ def test_batch_norms_of_a_pretrained_start_keep_their_statistics(
     assert torch.equal(norms[0].running_mean, before) == frozen
     module.eval()
     assert not any(part.training for part in module.student.modules())
+
+
+def test_tiles_that_devices_repeat_are_validated_once(make_module, monkeypatch):
+    module = make_module()
+    module.configure_model()
+    module.eval()
+
+    class Tiles(TileDataset):
+        def __init__(self):
+            pass
+
+        def patients(self):
+            return np.array(["a", "a", "b", "b", "c", "c"])
+
+    datasets = types.SimpleNamespace(val=Tiles())
+    trainer = types.SimpleNamespace(
+        datamodule=types.SimpleNamespace(datasets=datasets), global_step=0, world_size=1
+    )
+    monkeypatch.setattr(DistillationModule, "trainer", trainer)
+    monkeypatch.setattr(module, "all_gather", lambda tensor, sync_grads: tensor[None])
+    logged = {}
+    monkeypatch.setattr(module, "log_dict", logged.update)
+    tiles = torch.randint(0, 256, (6, 3, 32, 32), dtype=torch.uint8)
+    found = {}
+    for name, numbers in (("once", range(6)), ("repeated", [4, 2, 0, 5, 3, 1, 4, 2])):
+        numbers = np.array(numbers)
+        with torch.no_grad():
+            for place, part in enumerate(np.array_split(numbers, 2)):
+                module.validation_step(TileBatch(tiles[part], part), place)
+            module.on_validation_epoch_end()
+        module._validation_teachers.clear()
+        found[name] = {key: value.item() for key, value in logged.items()}
+        assert module.run_state.alignment["tiles"] == 6
+        assert module.run_state.alignment["patients"] == 3
+    assert found["repeated"] == pytest.approx(found["once"], rel=1e-4, nan_ok=True)
+    assert found["once"]["val/cka_low"] < found["once"]["val/cka"]

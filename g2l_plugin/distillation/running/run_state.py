@@ -104,14 +104,14 @@ class RunState:
             for name, estimate in alignment.estimates.items()
             if name in self._start_estimates
         }
-        if step >= _STEPS_TO_IMPROVE and not self._warned:
+        decline = find_decline(self.start, self.alignment, self.change)
+        if step >= _STEPS_TO_IMPROVE and decline is not None and not self._warned:
             self._warned = True
-            if (problem := find_decline(self.start, self.alignment, self.change)) is not None:
-                logger.warning(
-                    f"After {step:,} steps the student is further from its teacher than at its "
-                    f"start: {problem}. Set a lower learning rate (LR_VALUE), or use the recipe "
-                    "for any start, configs/g2l_robust.yaml."
-                )
+            logger.warning(
+                f"After {step:,} steps the student is further from its teacher than at its start: "
+                f"{decline}. Set a lower learning rate (LR_VALUE), or use the recipe for any "
+                "start, configs/g2l_robust.yaml."
+            )
 
     def record(self, trainer: pl.Trainer) -> RunRecord:
         """The record of the run, from `begin` on."""

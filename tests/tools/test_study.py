@@ -1,0 +1,50 @@
+"""The rows of the study are configs that `eva fit` takes, and its table says what was found."""
+
+import argparse
+import importlib.util
+import json
+
+import pytest
+import yaml
+from helpers import ROOT
+
+FOLDER = ROOT / "benchmarks" / "study"
+SPEC = importlib.util.spec_from_file_location("study", FOLDER / "study.py")
+study = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(study)
+ROWS = yaml.safe_load((FOLDER / "rows.yaml").read_text())
+
+
+@pytest.mark.parametrize("name", ROWS["rows"])
+def test_a_row_is_a_config_of_its_pair(name, tmp_path):
+    options = argparse.Namespace(work=tmp_path, tiles=tmp_path / "lung", view=112, split="val")
+    row = ROWS["rows"][name]
+    for pair in row.get("pairs", ROWS["pairs"]):
+        config = study.compose(options, pair, name, 7, tmp_path / "run")
+        model, data = config["model"]["init_args"], config["data"]["init_args"]
+        teacher = ROWS["pairs"][pair]["TEACHER"].format(teachers=tmp_path / "teachers")
+        assert model["teacher"]["source"] == teacher
+        lr = row["lr"][pair] if "lr" in row else ROWS["pairs"][pair]["LR_VALUE"]
+        assert float(model["optimizer"]["init_args"]["lr"]) == lr
+        assert int(data["datasets"]["train"]["init_args"]["width"]) == 128
+        evaluation = config["trainer"]["init_args"]["callbacks"][-1]["init_args"]
+        assert evaluation["test"]["init_args"]["split"] == "val"
+
+
+def test_the_table_has_means_over_seeds_with_intervals(tmp_path, capsys):
+    for seed, value in enumerate((0.8, 0.9)):
+        run = tmp_path / "runs" / "random" / "a_row" / str(seed)
+        (run / "session" / "run_0" / "student").mkdir(parents=True)
+        (run / "minutes").write_text("3.0\n")
+        values = {
+            "KNNBalancedAccuracy": value,
+            "LogisticBalancedAccuracy": 0.5,
+            "LinearCKAUnbiased": 0.25,
+        }
+        rows = {name: {"values": values} for name in ("teacher", "student before", "student after")}
+        evaluation = {"step": 1200, "encoders": rows}
+        (run / "session" / "run_0" / "evaluation.json").write_text(json.dumps(evaluation))
+        (run / "session" / "run_0" / "student" / "results.json").write_text('{"alignment": {}}')
+    study.table(argparse.Namespace(work=tmp_path))
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "| random | a row | 2 | 0.850 ± 0.635 | 0.500 | 0.250 | 1,200 | 3 |"
