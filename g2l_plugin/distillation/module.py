@@ -9,10 +9,9 @@ import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import nn, optim
+from torch import optim
 from torch.optim import lr_scheduler
 from torch.utils.checkpoint import checkpoint as recompute
-from tqdm import tqdm
 from typing_extensions import override
 
 from g2l_plugin import upstream
@@ -29,13 +28,10 @@ from g2l_plugin.errors import UserError
 from g2l_plugin.runs.record import describe_loss
 from g2l_plugin.runs.validation import measure_alignment
 from g2l_plugin.slides.batch import TileBatch
-from g2l_plugin.slides.loader import some_batches
 from g2l_plugin.slides.views import AugmentedView, center_view
 
 _FITTED_TILES = 4096
 """Tiles to fit the projector to: some for each feature of a ViT-L."""
-
-_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class DistillationModule(RunModule):
@@ -159,7 +155,7 @@ class DistillationModule(RunModule):
             return
         # The student first: a wrong name is reported before gigabytes of teacher are read.
         student = self.student_source.load()
-        _check_encoder(student, self.view.size)
+        student.check_views(self.view.size)
         if student.output != "class_token":
             raise UserError(
                 f"The student's `output` is {student.output!r}. Expected class_token, the output "
@@ -169,7 +165,7 @@ class DistillationModule(RunModule):
         self.run_state.network = timm_config(student)
         teachers = Teachers(self.teacher_sources)
         for teacher in teachers.encoders:
-            _check_encoder(teacher, self.view.size)
+            teacher.check_views(self.view.size)
         self.student, self.teachers = student, teachers
         self.objective = CombinedObjective(
             student.embedding_dim,
@@ -182,18 +178,9 @@ class DistillationModule(RunModule):
             self.relation_weight,
         )
 
-        if self.freeze_batch_norm is None:
-            self.freeze_batch_norm = student.provenance.pretrained
-        self.train(self.training)
-
-    @override
-    def train(self, mode: bool = True) -> DistillationModule:
-        super().train(mode)
-        if self.freeze_batch_norm and hasattr(self, "student"):
-            for part in self.student.modules():
-                if isinstance(part, _BATCH_NORMS):
-                    part.eval()
-        return self
+        frozen = self.freeze_batch_norm
+        student.freeze_batch_norm = student.provenance.pretrained if frozen is None else frozen
+        student.train(self.training)
 
     @override
     def configure_optimizers(self) -> Any:
@@ -246,16 +233,14 @@ class DistillationModule(RunModule):
     def on_validation_epoch_end(self) -> None:
         batches, students, teachers = zip(*self._validation, strict=True)
         self._validation.clear()
-        student = self.gather_rows(torch.cat(students))  # (N, D_s)
-        targets = [self.gather_rows(torch.cat(parts)) for parts in zip(*teachers, strict=True)]
+        parts = [
+            torch.cat(students),
+            *(torch.cat(of_one) for of_one in zip(*teachers, strict=True)),
+        ]
+        (student, *targets), numbers = self.gather_tiles(parts, batches)  # (N, D) each, (N,)
         patients = None
-        if (dataset := tile_dataset(self.trainer, "val")) is not None and batches[0] is not None:
-            column = torch.from_numpy(np.concatenate(batches))[:, None].to(self.device)
-            numbers = self.gather_rows(column).flatten().cpu().numpy()  # (N,)
-            # Several devices repeat tiles, so that all have as many.
-            _, first = np.unique(numbers, return_index=True)
-            student, targets = student[first], [target[first] for target in targets]
-            patients = None if (names := dataset.patients()) is None else names[numbers[first]]
+        if (dataset := tile_dataset(self.trainer, "val")) is not None and numbers is not None:
+            patients = dataset.patients(numbers)  # (N,)
         projected = self.objective.project(student, targets)  # (N, D_t) pairs
         alignment = measure_alignment(student, targets, projected, patients)
         self.log_dict({name: torch.tensor(value) for name, value in alignment.values.items()})
@@ -323,10 +308,7 @@ class DistillationModule(RunModule):
     def _fit_objective(self) -> None:
         """Fits projectors and scales to views of some training tiles."""
         students, teachers = [], []
-        loader: Any = self.trainer.train_dataloader
-        place = (self.global_rank, self.trainer.world_size)
-        for batch in tqdm(some_batches(loader, _FITTED_TILES, *place), "Fitting the projector"):
-            batch = self.transfer_batch_to_device(batch, self.device, 0)
+        for batch in self.some_batches(_FITTED_TILES, "Fitting the projector"):
             views = self._make_views(batch)  # (B, 3, H, W)
             teachers.append(self._embed_with_teachers(views, batch))  # (B, D_t) per teacher
             students.append(self._embed_with_student(views))  # (B, D_s)
@@ -334,9 +316,7 @@ class DistillationModule(RunModule):
             self.gather_rows(torch.cat(students)),
             [self.gather_rows(torch.cat(parts)) for parts in zip(*teachers, strict=True)],
         )
-        for tensor in self.objective.state_dict().values():  # rounding differs between devices
-            if torch.is_tensor(tensor) and self.trainer.world_size > 1:
-                torch.distributed.broadcast(tensor, 0)
+        self.share(self.objective)
 
     def _log_step(self) -> None:
         group = self.optimizers().param_groups[0]
@@ -371,13 +351,3 @@ class DistillationModule(RunModule):
         if len(parts) == 1 or not torch.is_grad_enabled():
             return torch.cat([self.student(part) for part in parts])
         return torch.cat([recompute(self.student, part, use_reentrant=False) for part in parts])
-
-
-def _check_encoder(encoder: Encoder, view_size: int) -> None:
-    """Raises if an encoder does not give one embedding per view."""
-    encoder.check_images(view_size)
-    if encoder.output == "patch_tokens":
-        raise UserError(
-            f"The `output` of {encoder.provenance.source} is patch_tokens, but distillation "
-            "compares one embedding per tile. Set class_token or class_and_mean_patch."
-        )

@@ -143,9 +143,8 @@ class CombinedObjective(nn.Module):
     of the student's embedding, which thus becomes an embedding itself (Matryoshka, arXiv
     2205.13147). One teacher and the full width alone are the paper's objective.
 
-    The relation term compares the student's own embedding with the teacher's, before any projector:
-    what is published is the embedding, and a projector can hide directions of it that the teacher
-    does not know.
+    The relation term compares the student's own embedding with the teacher's: a projector can hide
+    directions of what is published that the teacher does not know.
     """
 
     def __init__(
@@ -177,8 +176,7 @@ class CombinedObjective(nn.Module):
         super().__init__()
         if relation_weight < 0:
             raise UserError(f"`relation_weight` is {relation_weight}. Expected at least 0.")
-        self.relation_weight = relation_weight
-        self.relation = CKALoss()
+        self.relation_weight, self.relation = relation_weight, CKALoss()
         weights = [1.0] * len(teacher_dims) if teacher_weights is None else list(teacher_weights)
         if len(weights) != len(teacher_dims) or min(weights) <= 0:
             raise UserError(
@@ -225,7 +223,7 @@ class CombinedObjective(nn.Module):
                 prefix = student[:, :width]
                 loss = objective(prefix, teacher)  # (B, width), (B, D_t) -> ()
                 if self.relation_weight:
-                    loss = loss + self.relation_weight * self._relate(prefix, teacher)
+                    loss = loss + self.relation_weight * self.relate(prefix, teacher)
                 total = total + loss * (weight / len(self.widths))
         return total
 
@@ -240,7 +238,8 @@ class CombinedObjective(nn.Module):
             for objective, width in zip(nested, self.widths, strict=True):
                 objective.fit(student[:, :width], teacher)
 
-    def _relate(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+    def relate(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
+        """Computes the relation term, a scalar, of embeddings (B, D_s) and (B, D_t)."""
         with torch.autocast(student.device.type, enabled=False):
             return self.relation(student.float(), teacher.float())
 

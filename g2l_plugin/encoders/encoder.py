@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
+from typing_extensions import override
 
 from g2l_plugin.errors import UserError
 
@@ -46,6 +47,9 @@ class Provenance:
         if self.sha256 is None:
             return f"{self.source}{revision}: weights not yet read"
         return f"{self.source}{revision}: {self.file or 'tensors'} sha256 {self.sha256}"
+
+
+_BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
 class Encoder(nn.Module):
@@ -88,6 +92,7 @@ class Encoder(nn.Module):
         self.model = model
         self.output = output
         self.provenance = provenance
+        self.freeze_batch_norm = False
         self.input_size = _input_size(model)
         self.patch_size = _pair(getattr(getattr(model, "patch_embed", model), "patch_size", None))
         if output not in get_args(Output):
@@ -105,6 +110,16 @@ class Encoder(nn.Module):
         # Not in the state dict: normalisation is a setting of the source and is not trained.
         for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+
+    @override
+    def train(self, mode: bool = True) -> Encoder:
+        super().train(mode)
+        # Here and not where training begins: an evaluation in between sets the mode too.
+        if self.freeze_batch_norm:
+            for part in self.modules():
+                if isinstance(part, _BATCH_NORMS):
+                    part.eval()
+        return self
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Embeds images.
@@ -125,6 +140,15 @@ class Encoder(nn.Module):
         if self.output == "patch_tokens":
             return patches
         return torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=-1)
+
+    def check_views(self, size: int) -> None:
+        """Raises a UserError if views of a size (pixels) do not give one embedding each."""
+        self.check_images(size)
+        if self.output == "patch_tokens":
+            raise UserError(
+                f"The `output` of {self.provenance.source} is patch_tokens, but distillation "
+                "compares one embedding per tile. Set class_token or class_and_mean_patch."
+            )
 
     def check_images(self, size: int) -> None:
         """Checks that the network accepts images of a size.

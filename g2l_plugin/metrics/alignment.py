@@ -14,6 +14,9 @@ from torch.nn import functional
 _LEAST_TILES = 4
 """Number of tiles that the unbiased estimator of CKA needs: it divides by n - 3."""
 
+_LEAST_PATIENTS = 5
+"""Number of patients for an interval: that of two would be 13 standard errors to each side."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -44,10 +47,10 @@ class Estimate:
             level: Probability that the interval covers the value.
 
         Returns:
-            Both ends; NaN for fewer than two patients.
+            Both ends; NaN for fewer than five patients, of which nothing can be said.
         """
         n = len(self.without)
-        if n < 2:
+        if n < _LEAST_PATIENTS:
             return math.nan, math.nan
         error = math.sqrt((n - 1) * np.var(self.without))
         half = float(stats.t.ppf((1 + level) / 2, n - 1)) * error

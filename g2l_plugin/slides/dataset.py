@@ -203,12 +203,12 @@ class TileDataset(MapDataset[Any]):
         """Slides to choose from, in a form that `choose_cohort` accepts."""
         return self._file_paths
 
-    def patients(self) -> np.ndarray | None:
-        """Patient of each tile after `setup`, (tiles,): where it is unknown, the slide.
+    def patients(self, numbers: np.ndarray) -> np.ndarray | None:
+        """Patients of tiles after `setup`, (len(numbers),): where one is unknown, the slide.
 
         None for packed tiles: a pack does not record slides.
         """
-        return None if self._slides is None else self._patients_of(self.tiles)
+        return None if self._slides is None else self._patients_of(self.tiles)[numbers]
 
     def _patients_of(self, tiles: TileSource) -> np.ndarray:
         assert self._slides is not None

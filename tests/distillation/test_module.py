@@ -265,11 +265,13 @@ def test_batch_norms_of_a_pretrained_start_keep_their_statistics(
     source = EncoderSource(f"local-dir:{tmp_path / 'start'}", pretrained=pretrained)
     module = make_module(student=source, freeze_batch_norm=given)
     module.configure_model()
-    for _ in range(2):  # Lightning may or may not call `train`
+    # Lightning may set the mode of the module, and an evaluation that of the student alone.
+    for train in (module.train, module.student.train):
         norms = [m for m in module.student.modules() if isinstance(m, torch.nn.BatchNorm2d)]
         assert norms and all(norm.training != frozen for norm in norms)
         assert module.student.training
-        module.train()
+        module.eval()
+        train()
     before = norms[0].running_mean.clone()
     module._embed_with_student(torch.rand(4, 3, 32, 32))
     assert torch.equal(norms[0].running_mean, before) == frozen
@@ -286,8 +288,8 @@ def test_tiles_that_devices_repeat_are_validated_once(make_module, monkeypatch):
         def __init__(self):
             pass
 
-        def patients(self):
-            return np.array(["a", "a", "b", "b", "c", "c"])
+        def patients(self, numbers):
+            return np.array(["a", "a", "b", "b", "c", "c"])[numbers]
 
     datasets = types.SimpleNamespace(val=Tiles())
     trainer = types.SimpleNamespace(
@@ -310,4 +312,3 @@ def test_tiles_that_devices_repeat_are_validated_once(make_module, monkeypatch):
         assert module.run_state.alignment["tiles"] == 6
         assert module.run_state.alignment["patients"] == 3
     assert found["repeated"] == pytest.approx(found["once"], rel=1e-4, nan_ok=True)
-    assert found["once"]["val/cka_low"] < found["once"]["val/cka"]

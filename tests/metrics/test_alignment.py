@@ -79,8 +79,9 @@ def test_the_interval_of_a_difference_is_paired():
 def test_without_patients_there_is_no_interval():
     for estimate in (unbiased_cka(*draw(20)), shared_neighbours(*draw(20))):
         assert estimate.without == () and all(map(math.isnan, estimate.interval()))
-    one_patient = unbiased_cka(*draw(20), np.zeros(20))
-    assert all(map(math.isnan, one_patient.interval()))
+    for n_patients, known in ((1, False), (4, False), (5, True)):
+        interval = unbiased_cka(*draw(40), np.arange(40) % n_patients).interval()
+        assert all(math.isfinite(end) == known for end in interval)
 
 
 def test_constant_embeddings_and_few_tiles_are_undefined():

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from eva.core.models.modules import ModelModule
+from torch import nn
+from tqdm import tqdm
 from typing_extensions import override
 
 from g2l_plugin.distillation.running.run_state import RunState
 from g2l_plugin.distillation.running.step_sync import StepSync
 from g2l_plugin.errors import UserError
+from g2l_plugin.slides.batch import TileBatch
+from g2l_plugin.slides.loader import some_batches
 
 
 class RunModule(ModelModule):
@@ -49,6 +55,41 @@ class RunModule(ModelModule):
     def gather_rows(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Embeddings (B, D) of all devices, (devices * B, D); gradients flow back to each."""
         return self.all_gather(embeddings, sync_grads=True).flatten(0, -2)
+
+    def gather_tiles(
+        self, embeddings: Sequence[torch.Tensor], numbers: Sequence[np.ndarray | None]
+    ) -> tuple[list[torch.Tensor], np.ndarray | None]:
+        """Gathers the tiles of a validation from all devices, each tile once.
+
+        Args:
+            embeddings: Embeddings of this device's tiles by several encoders, (N, D).
+            numbers: Numbers of the tiles, a part for each batch; None where unknown.
+
+        Returns:
+            The embeddings, ascending by number, and the numbers; in no order where unknown.
+        """
+        rows = [self.gather_rows(part) for part in embeddings]
+        known = [part for part in numbers if part is not None]
+        if len(known) < len(numbers):
+            return rows, None
+        column = torch.from_numpy(np.concatenate(known))[:, None].to(self.device)
+        every = self.gather_rows(column).flatten().cpu().numpy()
+        # Several devices repeat tiles, so that all have as many.
+        unique, first = np.unique(every, return_index=True)
+        return [part[first] for part in rows], unique
+
+    def some_batches(self, n_tiles: int, description: str) -> Iterator[TileBatch]:
+        """Some training tiles on this device, which together with others has `n_tiles`."""
+        loader: Any = self.trainer.train_dataloader
+        place = (self.global_rank, self.trainer.world_size)
+        for batch in tqdm(some_batches(loader, n_tiles, *place), description, leave=False):
+            yield self.transfer_batch_to_device(batch, self.device, 0)
+
+    def share(self, module: nn.Module) -> None:
+        """Copies a module's state from the first device to all: rounding differs between them."""
+        for tensor in module.state_dict().values():
+            if torch.is_tensor(tensor) and self.trainer.world_size > 1:
+                torch.distributed.broadcast(tensor, 0)
 
     def mean_over_devices(self, values: torch.Tensor) -> torch.Tensor:
         """Averages values in place. Lightning's own reduction has a barrier that waits."""
