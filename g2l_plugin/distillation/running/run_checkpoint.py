@@ -145,8 +145,9 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        fitting = trainer.state.fn == TrainerFn.FITTING and trainer.global_step > 0
-        if not fitting or getattr(trainer, "checkpoint_type", None) != "best":
+        if getattr(trainer, "checkpoint_type", None) != "best":
+            return
+        if trainer.state.fn != TrainerFn.FITTING or trainer.global_step == 0:
             return
         value = trainer.callback_metrics.get(self.best_metric)
         if value is None:
