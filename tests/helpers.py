@@ -96,6 +96,7 @@ def run_eva(command, config, cwd, interrupt=None, **environment):
         "TQDM_REFRESH_RATE": "1",
         "N_DATA_WORKERS": "1",
         "ACCELERATOR": "cpu",
+        "FORCE_PUBLISH": "true",  # a few steps need not better a student
         **{name: str(value) for name, value in environment.items()},
     }
     process = subprocess.Popen(

@@ -57,7 +57,7 @@ def train(folder, root):
             RunCheckpoint(every_n_train_steps=3, every_minutes=0.01),
             LossEarlyStopping(window=100),
             Started(root / "started"),
-            PublishStudent(),
+            PublishStudent(force=True),
         ],
     )
     student = TINY | {"drop_path_rate": 0.5}
