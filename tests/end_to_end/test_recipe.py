@@ -121,7 +121,8 @@ def test_the_card_says_what_the_student_has_seen(student):
 
 
 def test_the_same_student_is_published_anew_from_the_run(student, tmp_path):
-    result = run_g2l("publish", student.parent, "--output", tmp_path / "again")
+    command = ("publish", student.parent, "--output", tmp_path / "again", "--force")
+    result = run_g2l(*command)
     assert result.returncode == 0, result.stderr
     for file in student.iterdir():
         assert file.read_bytes() == (tmp_path / "again" / file.name).read_bytes()
