@@ -123,8 +123,6 @@ def distil(
         **(settings | trainer_options),
     )
     options: dict[str, Any] = {"batch_size": batch_size, "num_workers": num_workers}
-    if num_workers == 0:  # PyTorch refuses these without workers
-        options |= {"prefetch_factor": None, "persistent_workers": False}
     data = TileDataModule(
         datasets=DatasetsSchema(train=tiles, val=val_tiles),
         dataloaders=DataloadersSchema(

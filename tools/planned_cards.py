@@ -45,6 +45,7 @@ def planned_card(config_path: Path) -> str:
         loss=describe_loss(
             loss(**model["loss"].get("init_args", {})),
             model["normalization"],
+            model["normalize_teacher"],
             float(model["relation_weight"]),
         ),
     )

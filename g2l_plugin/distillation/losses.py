@@ -10,6 +10,8 @@ from torch.nn import functional
 from typing_extensions import override
 
 from g2l_plugin.errors import UserError
+from g2l_plugin.metrics.alignment import hsic_1
+from g2l_plugin.metrics.cka import LEAST_TILES
 
 
 class DistillationLoss(nn.Module, abc.ABC):
@@ -94,17 +96,15 @@ class CKALoss(DistillationLoss):
 
     @override
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        n = len(student)
-        if n < 4:
-            raise UserError(f"CKALoss compares the tiles of a batch. Got {n}, expected at least 4.")
+        if len(student) < LEAST_TILES:
+            raise UserError(
+                f"CKALoss compares the tiles of a batch. Got {len(student)}, expected at least "
+                f"{LEAST_TILES}."
+            )
         k, m = (_inner_products(z) for z in (student, teacher))  # (B, B)
-
-        def hsic_1(k: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
-            sums_k, sums_m = k.sum(0), m.sum(0)  # (B,)
-            totals = sums_k.sum() * sums_m.sum() / ((n - 1) * (n - 2))
-            return (k * m).sum() + totals - 2 / (n - 2) * (sums_k @ sums_m)
-
-        return 1 - hsic_1(k, m) / (hsic_1(k, k) * hsic_1(m, m)).clamp_min(1e-12).sqrt()  # ()
+        everything = k.new_ones(1, len(k))
+        km, kk, mm = (hsic_1(*pair, everything) for pair in ((k, m), (k, k), (m, m)))  # (1,)
+        return 1 - (km / (kk * mm).clamp_min(1e-12).sqrt()).squeeze()  # ()
 
 
 def _inner_products(embeddings: torch.Tensor) -> torch.Tensor:

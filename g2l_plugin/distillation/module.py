@@ -233,10 +233,7 @@ class DistillationModule(RunModule):
     def on_validation_epoch_end(self) -> None:
         batches, students, teachers = zip(*self._validation, strict=True)
         self._validation.clear()
-        parts = [
-            torch.cat(students),
-            *(torch.cat(of_one) for of_one in zip(*teachers, strict=True)),
-        ]
+        parts = [torch.cat(part) for part in (students, *zip(*teachers, strict=True))]
         (student, *targets), numbers = self.gather_tiles(parts, batches)  # (N, D) each, (N,)
         patients = None
         if (dataset := tile_dataset(self.trainer, "val")) is not None and numbers is not None:
@@ -251,14 +248,16 @@ class DistillationModule(RunModule):
         super().on_train_start()
         if self.global_step > 0:
             return
-        if self.fit_projector:
-            self._fit_objective()
         upstream.validate_within_fit(self.trainer)  # the start, to compare with
+        if self.fit_projector:  # later: batch norms that train see its tiles
+            self._fit_objective()
 
     @override
     def on_fit_start(self) -> None:
         encoders = [self.student, *self.teachers.encoders]
-        loss = describe_loss(self.loss, self.normalization, self.relation_weight)
+        loss = describe_loss(
+            self.loss, self.normalization, self.normalize_teacher, self.relation_weight
+        )
         self.run_state.begin(encoders, self.view.size, loss, self.widths)
         if self.compile_encoders:  # in place, after their FLOPs were counted
             for encoder in encoders:

@@ -84,8 +84,7 @@ class LossEarlyStopping(pl.Callback):
     step is known one step later.
 
     Source: arXiv 2510.11176, which does not say whether the exceedances must be consecutive. If
-    they need not be, noise alone ends a run soon after the first window: on real tissue, one of
-    1,200 steps ended at step 157, while its loss still fell.
+    they need not be, noise alone ends a run soon after the first window.
     """
 
     def __init__(

@@ -11,8 +11,7 @@ import torch
 from scipy import stats
 from torch.nn import functional
 
-_LEAST_TILES = 4
-"""Number of tiles that the unbiased estimator of CKA needs: it divides by n - 3."""
+from g2l_plugin.metrics.cka import LEAST_TILES
 
 _LEAST_PATIENTS = 5
 """Number of patients for an interval: that of two would be 13 standard errors to each side."""
@@ -91,22 +90,35 @@ def unbiased_cka(x: torch.Tensor, y: torch.Tensor, patients: np.ndarray | None =
     """
     gram_x, gram_y = _gram(x), _gram(y)  # (N, N)
     kept = _leave_one_out(patients, len(x), gram_x.device)  # (1 + patients, N)
-
-    def hsic_1(k: torch.Tensor, m: torch.Tensor) -> torch.Tensor:
-        """HSIC_1 times n (n - 3), of the tiles that each row keeps, (1 + patients,)."""
-        n = kept.sum(1)
-        sums_k, sums_m = kept @ k, kept @ m  # (1 + patients, N)
-        trace = ((kept @ (k * m)) * kept).sum(1)
-        totals = (sums_k * kept).sum(1) * (sums_m * kept).sum(1)
-        cross = (sums_k * sums_m * kept).sum(1)
-        return trace + totals / ((n - 1) * (n - 2)) - 2 / (n - 2) * cross
-
-    aligned = hsic_1(gram_x, gram_y)
-    aligned = aligned / (hsic_1(gram_x, gram_x).sqrt() * hsic_1(gram_y, gram_y).sqrt())
-    too_few = kept.sum(1) < _LEAST_TILES
+    xy, xx, yy = (
+        hsic_1(*pair, kept) for pair in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y))
+    )
+    aligned = xy / (xx.sqrt() * yy.sqrt())
+    too_few = kept.sum(1) < LEAST_TILES
     aligned[too_few | ~aligned.isfinite()] = torch.nan
     value, *without = aligned.tolist()
     return Estimate(value, tuple(without))
+
+
+def hsic_1(k: torch.Tensor, m: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """Computes HSIC_1 times n (n - 3), the numerator of the unbiased CKA, for subsets of tiles.
+
+    Source: Song et al. 2012, "Feature Selection via Dependence Maximization".
+
+    Args:
+        k: Inner products of centred embeddings, with a zero diagonal, (N, N).
+        m: The same of another encoder.
+        kept: Which tiles each subset has, 0 or 1, (subsets, N).
+
+    Returns:
+        A value for each subset, (subsets,).
+    """
+    n = kept.sum(1)
+    sums_k, sums_m = kept @ k, kept @ m  # (subsets, N)
+    trace = ((kept @ (k * m)) * kept).sum(1)
+    totals = (sums_k * kept).sum(1) * (sums_m * kept).sum(1)
+    cross = (sums_k * sums_m * kept).sum(1)
+    return trace + totals / ((n - 1) * (n - 2)) - 2 / (n - 2) * cross
 
 
 def shared_neighbours(
@@ -180,7 +192,10 @@ def _gram(embeddings: torch.Tensor) -> torch.Tensor:
 
 
 def _nearest(embeddings: torch.Tensor, k: int) -> torch.Tensor:
-    """The k nearest tiles of each tile, without itself, int64 (N, k)."""
+    """The k nearest tiles of each tile, without itself, int64 (N, k).
+
+    Unlike `g2l_plugin.metrics.neighbours.nearest`, it accepts the embeddings of a run that fails.
+    """
     normalised = functional.normalize(embeddings.detach().double().cpu(), dim=1)
     return (normalised @ normalised.T).fill_diagonal_(-math.inf).topk(k).indices
 

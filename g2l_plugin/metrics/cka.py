@@ -15,7 +15,7 @@ from g2l_plugin.metrics.embeddings import Embeddings
 from g2l_plugin.metrics.metric import MetricFamily, MetricResult
 from g2l_plugin.metrics.neighbours import choose_device
 
-_LEAST_TILES = 4
+LEAST_TILES = 4
 """Number of tiles that the unbiased estimator needs: it divides by n - 3."""
 
 _BATCH_SIZE = 8192
@@ -201,7 +201,7 @@ def _unbiased_alignment(xx: torch.Tensor, yy: torch.Tensor, xy: torch.Tensor) ->
         )
         return trace_kl + sum_k * sum_l / ((n - 1) * (n - 2)) - 2 / (n - 2) * sum_kl
 
-    if n < _LEAST_TILES or _is_constant(xx) or _is_constant(yy):
+    if n < LEAST_TILES or _is_constant(xx) or _is_constant(yy):
         return xy.new_tensor(torch.nan)
     return _normalised(hsic_1(xy), hsic_1(xx), hsic_1(yy))
 

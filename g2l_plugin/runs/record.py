@@ -130,23 +130,32 @@ def record_encoder(encoder: Encoder, size: int) -> EncoderRecord:
 
 
 def describe_loss(
-    loss: nn.Module, normalization: str = "batch", relation_weight: float = 0.0
+    loss: nn.Module,
+    normalization: str = "batch",
+    normalize_teacher: bool = True,
+    relation_weight: float = 0.0,
 ) -> str:
     """Describes an objective in words, e.g. `LogSumLoss(alpha=4) after batch norms`.
 
     Args:
         loss: The loss between projected student and teacher.
         normalization: How both are normalised, `batch` or `scale`.
+        normalize_teacher: Whether the teacher's embeddings are normalised at all.
         relation_weight: Weight of the CKA loss between the embeddings themselves.
     """
     settings = {k: v for k, v in vars(loss).items() if isinstance(v, int | float) and k[0] != "_"}
     settings.pop("training", None)
     inner = ", ".join(f"{name}={value:g}" for name, value in settings.items())
-    normalised = "batch norms" if normalization == "batch" else "one fixed scale for all features"
+    normalised = {
+        ("batch", True): " after batch norms",
+        ("batch", False): " after a batch norm of the student's side",
+        ("scale", True): " after one fixed scale for all features",
+        ("scale", False): "",
+    }[normalization, normalize_teacher]
     relation = (
         f", plus {relation_weight:g} x CKALoss() of the embeddings" if relation_weight else ""
     )
-    return f"{type(loss).__name__}({inner}) after {normalised}{relation}"
+    return f"{type(loss).__name__}({inner}){normalised}{relation}"
 
 
 def describe_hardware(device: torch.device, n_devices: int) -> str:

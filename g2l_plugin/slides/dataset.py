@@ -206,32 +206,37 @@ class TileDataset(MapDataset[Any]):
     def patients(self, numbers: np.ndarray) -> np.ndarray | None:
         """Patients of tiles after `setup`, (len(numbers),): where one is unknown, the slide.
 
-        None for packed tiles: a pack does not record slides.
+        None for packed tiles, as a pack does not record slides; and for the tiles of a single
+        patient, who is trained on too.
         """
-        return None if self._slides is None else self._patients_of(self.tiles)[numbers]
-
-    def _patients_of(self, tiles: TileSource) -> np.ndarray:
-        assert self._slides is not None
-        names = np.array([slide.patient or slide.slide for slide in self._slides])
-        return np.repeat(names, tiles.group_sizes)
+        if self._slides is None or len({_patient(slide) for slide in self._slides}) < 2:
+            return None
+        slide_of_tile = np.searchsorted(np.cumsum(self.tiles.group_sizes), numbers, side="right")
+        return np.array([_patient(slide) for slide in self._slides])[slide_of_tile]
 
     def _numbers_of_split(self, tiles: TileSource) -> np.ndarray:
         """Numbers of the tiles of this split, ascending."""
+        assert self._slides is not None
         rng = np.random.default_rng(self._seed)
-        patients = self._patients_of(tiles)
-        names = rng.permutation(np.unique(patients))
+        patients = np.array([_patient(slide) for slide in self._slides])
+        names = rng.permutation(np.unique(patients[tiles.group_sizes > 0]))
         wanted = self._n_val_patients if self._n_val_tiles else 0
         n_held_out = min(wanted, _most_val_patients(len(names)))
-        candidates = np.flatnonzero(np.isin(patients, names[:n_held_out]))
+        # By slide first: the names of ten million tiles would take gigabytes.
+        held_out = np.repeat(np.isin(patients, names[:n_held_out]), tiles.group_sizes)  # (tiles,)
         if wanted and not n_held_out:
             logger.warning(
                 f"All {len(tiles):,} tiles are of one patient: validation uses a tenth of them, "
                 "and says little about other patients."
             )
-            candidates = rng.permutation(len(tiles))[: len(tiles) // 10]
+            held_out[rng.permutation(len(tiles))[: len(tiles) // 10]] = True
         if self._split == "val":
-            return np.sort(rng.permutation(candidates)[: self._n_val_tiles])
-        return np.setdiff1d(np.arange(len(tiles)), candidates)
+            return np.sort(rng.permutation(np.flatnonzero(held_out))[: self._n_val_tiles])
+        return np.flatnonzero(~held_out)
+
+
+def _patient(slide: CohortSlide) -> str:
+    return slide.patient or slide.slide
 
 
 def _most_val_patients(n_patients: int) -> int:

@@ -19,13 +19,18 @@ def make_module(dataset, **options):
     )
 
 
-def test_training_tiles_come_from_a_tile_loader(tmp_path, write_slide):
+@pytest.fixture
+def dataset(tmp_path, write_slide):
     write_slide(tmp_path / "slides" / "a.tiff", 768)
     dataset = TileDataset(
         str(tmp_path / "slides"), width=64, height=64, index_dir=str(tmp_path / "index")
     )
     dataset.prepare_data()
     dataset.setup()
+    return dataset
+
+
+def test_training_tiles_come_from_a_tile_loader(dataset):
     # eva's EVA_GLOBAL_SEED may be False
     loaders = [make_module(dataset, seed=seed).train_dataloader() for seed in (False, 0, 1)]
     assert all(isinstance(loader, TileLoader) for loader in loaders)
@@ -34,13 +39,7 @@ def test_training_tiles_come_from_a_tile_loader(tmp_path, write_slide):
     assert (off == zero).all() and not (off == one).all()
 
 
-def test_validation_batches_have_the_numbers_of_their_tiles(tmp_path, write_slide):
-    write_slide(tmp_path / "slides" / "a.tiff", 768)
-    dataset = TileDataset(
-        str(tmp_path / "slides"), width=64, height=64, index_dir=str(tmp_path / "index")
-    )
-    dataset.prepare_data()
-    dataset.setup()
+def test_validation_batches_have_the_numbers_of_their_tiles(dataset):
     (loader,) = make_module(dataset).val_dataloader()
     batches = list(loader)
     assert np.concatenate([batch.numbers for batch in batches]).tolist() == [*range(len(dataset))]

@@ -87,6 +87,7 @@ def test_one_patient_gives_validation_tiles_with_a_warning(tmp_path, write_slide
     assert 0 < len(val) <= len(train) / 9
     assert not places(train) & places(val)
     assert any("of one patient" in message for message in warned)
+    assert patients(val) is None  # the patient is trained on
 
 
 def test_worker_processes_read_the_same_tiles(cohort):
