@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -60,7 +61,7 @@ class RunCheckpoint(ModelCheckpoint):
         self.every_minutes = every_minutes
         self.keep = keep
         self.best_metric = monitor
-        self._best: float | None = None
+        self._best = -math.inf
         self._signals = StopSignals()
         self._saved_at = time.monotonic()
         self._step = self._saved_step = 0
@@ -155,7 +156,7 @@ class RunCheckpoint(ModelCheckpoint):
                 f"RunCheckpoint's `monitor` is {self.best_metric}. Expected a figure of the "
                 f"validation: {', '.join(sorted(trainer.callback_metrics))}."
             )
-        if self._best is None or value.item() > self._best:
+        if value.item() > self._best:  # never true of NaN
             self._best = value.item()
             path = Path(str(self.dirpath)) / BEST
             if (error := save_jointly(trainer, path, weights_only=True)) is not None:
@@ -167,7 +168,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best = state_dict.get("best")
+        self._best = state_dict["best"]
 
     @property
     def _last(self) -> str:

@@ -5,6 +5,7 @@ import pytest
 import torch
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.trainer.states import TrainerFn
 from loguru import logger
 
 from g2l_plugin.distillation.running.atomic_checkpoint import CheckpointWriteError
@@ -196,3 +197,22 @@ def test_what_ends_a_run_between_two_steps_loses_none(make, tmp_path, where, exp
 def test_what_makes_no_sense_is_told(options):
     with pytest.raises(UserError, match="RunCheckpoint has"):
         RunCheckpoint(**options)
+
+
+def test_the_best_validation_is_kept_over_a_resume_and_nan_is_never_the_best(make, tmp_path):
+    callback, run = make(monitor="val/cka")
+    run.checkpoint_type, run.state = "best", SimpleNamespace(fn=TrainerFn.FITTING)
+    kept = []
+    for value in (0.9, float("nan"), 0.5, 0.4, 0.6, 0.55, 0.7):  # the first, before any step
+        run.callback_metrics = {"val/cka": torch.tensor(value)}
+        callback.on_validation_end(run, run)
+        best = tmp_path / "checkpoints" / "best.ckpt"
+        kept.append(int(best.read_text()) if best.exists() else None)
+        run.step(callback)
+        if value == 0.6:
+            state, (callback, _) = callback.state_dict(), make(monitor="val/cka")
+            callback.load_state_dict(state)
+    assert kept == [None, None, 2, 2, 4, 4, 6]
+    run.callback_metrics = {}
+    with pytest.raises(UserError, match="`monitor` is val/cka. Expected a figure"):
+        callback.on_validation_end(run, run)
