@@ -126,8 +126,8 @@ def _expand_recipe(cancer: str | None, recipe: str) -> str:
     """
     if cancer is None:
         raise UserError(
-            "CANCER is not set. Name the cancer of the slides: CANCER=lung SLIDES_ROOT=... eva fit "
-            "--config configs/g2l.yaml"
+            "CANCER is not set. Name the cancer of the slides before the command: CANCER=lung "
+            "SLIDES_ROOT=... eva fit --config ..."
         )
     text = (configs_folder() / _RECIPE).read_text(encoding="utf-8")
     head, separator, body = text.partition("\ntrainer:")
