@@ -47,6 +47,20 @@ def test_cancers_differ_by_name_slides_and_benchmark_alone(monkeypatch):
     assert "benchmarks/gleason_arvaniti" in prostate.values()
 
 
+@pytest.mark.parametrize(
+    ("cancer", "benchmark"),
+    [("colorectal", "crc"), ("esophagus", "pathorob_tolkach_esca"), ("kidney", "plism")],
+)
+def test_a_name_is_all_that_another_cancer_needs(cancer, benchmark, monkeypatch):
+    monkeypatch.setenv("CANCER", cancer)
+    config = load_config("g2l")
+    train = config["data"]["init_args"]["datasets"]["train"]["init_args"]
+    assert train["root"] == f"data/{cancer}"
+    publish = config["trainer"]["init_args"]["callbacks"][-1]["init_args"]
+    assert publish["cancer"] == cancer
+    assert find_config(publish["benchmark_config"]).name == f"{benchmark}.yaml"
+
+
 def test_recipes_differ_where_they_say(monkeypatch):
     monkeypatch.setenv("CANCER", "lung")
     paper, robust = (load_config(name)["model"]["init_args"] for name in ("g2l", "g2l_robust"))

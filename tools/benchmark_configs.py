@@ -208,6 +208,31 @@ TASKS = {
         groups={"slide": r"(ZT\d+_\d+_[A-Z]+_\d+_\d+)"},
         patience=21,
     ),
+    "crc": Task(
+        title="NCT-CRC: nine tissue classes of colorectal cancer",
+        about=("Data: https://zenodo.org/records/1214456 (DOWNLOAD_DATA=true), CC BY 4.0.",),
+        dataset="eva.vision.datasets.CRC",
+        dataset_args=(_root("crc"), _DOWNLOAD),
+        classes=("ADI", "BACK", "DEB", "LYM", "MUC", "MUS", "NORM", "STR", "TUM"),
+        patience=7,
+    ),
+    "mhist": Task(
+        title="MHIST: hyperplastic polyps and sessile serrated adenomas of the colon",
+        about=("Data: https://bmirds.github.io/MHIST, on request. eva's split.",),
+        dataset="eva.vision.datasets.MHIST",
+        dataset_args=(_root("mhist"),),
+        classes=("SSA", "HP"),
+        splits={"train": "train", "val": "test"},
+        binary=True,
+        patience=278,
+    ),
+    "unitopatho": Task(
+        title="UniToPatho: six grades of colorectal polyps",
+        about=("Data: https://zenodo.org/records/4643645, CC BY 4.0. eva's split.",),
+        dataset="eva.vision.datasets.UniToPatho",
+        dataset_args=(_root("unitopatho"),),
+        classes=("HP", "NORM", "TA.HG", "TA.LG", "TVA.HG", "TVA.LG"),
+    ),
     "panda": _slides(
         title="PANDA: ISUP grade of prostate biopsies",
         about=(
