@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch.utils.checkpoint import checkpoint as recompute
 from typing_extensions import override
 
 from g2l_plugin import upstream
+from g2l_plugin.distillation.beyond.patches import PatchObjective
 from g2l_plugin.distillation.losses import DistillationLoss, LogSumLoss
 from g2l_plugin.distillation.objective import CombinedObjective, Normalization
 from g2l_plugin.distillation.running.run_module import RunModule
 from g2l_plugin.distillation.running.run_state import tile_dataset
 from g2l_plugin.distillation.running.teacher_caches import TeacherCaches
-from g2l_plugin.distillation.teachers import Teachers, embed
+from g2l_plugin.distillation.teachers import Teachers, embed, embed_with_grid
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.encoders.timm_network import timm_config
@@ -49,6 +51,7 @@ class DistillationModule(RunModule):
         student: The student, from `configure_model` on.
         teachers: The teachers, from `configure_model` on.
         objective: Projectors, batch norms and losses, from `configure_model` on.
+        patch_objective: Projectors of patch tokens, likewise, if `patch_weight` is not 0.
     """
 
     student: Encoder
@@ -74,6 +77,7 @@ class DistillationModule(RunModule):
         normalization: Normalization = "batch",
         fit_projector: bool = False,
         relation_weight: float = 0.0,
+        patch_weight: float = 0.0,
     ) -> None:
         """Initializes the module; no model is loaded yet.
 
@@ -105,10 +109,11 @@ class DistillationModule(RunModule):
                 training tiles, and not from random weights.
             relation_weight: Weight of a `CKALoss` between the embeddings themselves, beside the
                 loss; 0 for none.
+            patch_weight: Weight of a `PatchObjective` beside the loss; 0 for none.
 
         Raises:
-            UserError: `micro_batch_size` is below 1, a cache is set without `n_views`, or `scale`
-                without `fit_projector`.
+            UserError: `micro_batch_size` is below 1, a weight below 0, a cache is set without
+                `n_views` or with `patch_weight`, or `scale` without `fit_projector`.
         """
         super().__init__()
         if micro_batch_size is not None and micro_batch_size < 1:
@@ -129,6 +134,14 @@ class DistillationModule(RunModule):
         self.normalization: Normalization = normalization
         self.fit_projector = fit_projector
         self.relation_weight = relation_weight
+        self.patch_weight = patch_weight
+        if patch_weight < 0:
+            raise UserError(f"`patch_weight` is {patch_weight}. Expected at least 0.")
+        if patch_weight and teacher_cache is not None:
+            raise UserError(
+                "`teacher_cache` keeps embeddings, and no patch tokens, which `patch_weight` "
+                "needs. Set one of them to null or 0."
+            )
         if normalization == "scale" and not fit_projector:
             raise UserError("`normalization: scale` is fitted to tiles. Set `fit_projector: true`.")
         if teacher_cache is not None and self.view.n_views is None:
@@ -178,6 +191,11 @@ class DistillationModule(RunModule):
             self.relation_weight,
         )
 
+        if self.patch_weight:
+            self.patch_objective = PatchObjective(
+                student.grid_dim(self.view.size),
+                [teacher.grid_dim(self.view.size) for teacher in teachers.encoders],
+            )
         frozen = self.freeze_batch_norm
         student.freeze_batch_norm = student.provenance.pretrained if frozen is None else frozen
         student.train(self.training)
@@ -201,12 +219,23 @@ class DistillationModule(RunModule):
         views = self._make_views(batch)  # (B, 3, H, W) in [0, 1]
         # Counted here and not after the batch: a checkpoint is written before that.
         self.run_state.tiles_seen += len(views) * self.trainer.world_size
-        teachers = self._embed_with_teachers(views, batch)  # (B, D_t) per teacher
-        student = self._embed_with_student(views)  # (B, D_s)
+        patch_loss: torch.Tensor | float = 0.0
+        if self.patch_weight:
+            student, grid = self._embed_with_student(views, True)  # (B, D_s), (B, C_s, H, W)
+            pairs = [
+                embed_with_grid(teacher, views, self.micro_batch_size)
+                for teacher in self.teachers.encoders
+            ]
+            teachers = [pair.embedding for pair in pairs]  # (B, D_t) per teacher
+            patch_loss = self.patch_objective(grid, [pair.grid for pair in pairs])  # ()
+        else:
+            teachers = self._embed_with_teachers(views, batch)  # (B, D_t) per teacher
+            (student,) = self._embed_with_student(views)  # (B, D_s)
         loss = self.objective(  # ()
             self.gather_rows(student),  # (devices * B, D_s)
             [self.gather_rows(teacher) for teacher in teachers],  # (devices * B, D_t)
         )
+        loss = loss + self.patch_weight * patch_loss
         self.step_sync.exchange(self.global_step, loss, self.mean_over_devices)
         if (self.global_step + 1) % self.trainer.log_every_n_steps == 0:
             self._log_step()
@@ -226,7 +255,8 @@ class DistillationModule(RunModule):
         if place not in self._validation_teachers:
             self._validation_teachers[place] = self.teachers(views, self.micro_batch_size)
         teachers = self._validation_teachers[place]  # (B, D_t) per teacher
-        self._validation.append((batch.numbers, self._embed_with_student(views), teachers))
+        (student,) = self._embed_with_student(views)  # (B, D_s)
+        self._validation.append((batch.numbers, student, teachers))
         return None
 
     @override
@@ -256,7 +286,11 @@ class DistillationModule(RunModule):
     def on_fit_start(self) -> None:
         encoders = [self.student, *self.teachers.encoders]
         loss = describe_loss(
-            self.loss, self.normalization, self.normalize_teacher, self.relation_weight
+            self.loss,
+            self.normalization,
+            self.normalize_teacher,
+            self.relation_weight,
+            self.patch_weight,
         )
         self.run_state.begin(encoders, self.view.size, loss, self.widths)
         if self.compile_encoders:  # in place, after their FLOPs were counted
@@ -306,11 +340,12 @@ class DistillationModule(RunModule):
     @torch.no_grad()
     def _fit_objective(self) -> None:
         """Fits projectors and scales to views of some training tiles."""
-        students, teachers = [], []
+        students: list[torch.Tensor] = []
+        teachers = []
         for batch in self.some_batches(_FITTED_TILES, "Fitting the projector"):
             views = self._make_views(batch)  # (B, 3, H, W)
             teachers.append(self._embed_with_teachers(views, batch))  # (B, D_t) per teacher
-            students.append(self._embed_with_student(views))  # (B, D_s)
+            students.extend(self._embed_with_student(views))  # (B, D_s)
         self.objective.fit(
             self.gather_rows(torch.cat(students)),
             [self.gather_rows(torch.cat(parts)) for parts in zip(*teachers, strict=True)],
@@ -344,9 +379,17 @@ class DistillationModule(RunModule):
             lambda teacher, missing: embed(teacher, missing, self.micro_batch_size),
         )
 
-    def _embed_with_student(self, views: torch.Tensor) -> torch.Tensor:
-        """Embeddings (B, D_s) of views (B, 3, H, W), with a gradient."""
+    def _embed_with_student(
+        self, views: torch.Tensor, with_grid: bool = False
+    ) -> Sequence[torch.Tensor]:
+        """Embeddings (B, D_s), and grids (B, C_s, H, W), of views (B, 3, H, W), with a gradient."""
+
+        def embed(part: torch.Tensor) -> tuple[torch.Tensor, ...]:
+            return self.student(part, True) if with_grid else (self.student(part),)
+
         parts = views.split(self.micro_batch_size or len(views))
         if len(parts) == 1 or not torch.is_grad_enabled():
-            return torch.cat([self.student(part) for part in parts])
-        return torch.cat([recompute(self.student, part, use_reentrant=False) for part in parts])
+            results = [embed(part) for part in parts]
+        else:
+            results = [recompute(embed, part, use_reentrant=False) for part in parts]
+        return [torch.cat(part) for part in zip(*results, strict=True)]

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from g2l_plugin.distillation.losses import CKALoss, DistillationLoss
+from g2l_plugin.distillation.beyond.relations import CKALoss
+from g2l_plugin.distillation.losses import DistillationLoss
 from g2l_plugin.errors import UserError
 
 Normalization = Literal["batch", "scale"]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
-from g2l_plugin.encoders.encoder import Encoder
+from g2l_plugin.encoders.encoder import EmbeddingAndGrid, Encoder
 from g2l_plugin.encoders.load import EncoderSource
 
 
@@ -64,11 +64,25 @@ def embed(
         Embeddings (B, D_t), which autograd may keep. Weights in half precision give embeddings in
         half precision.
     """
+    return _in_parts(encoder, images, micro_batch_size, False)[0]
+
+
+def embed_with_grid(
+    encoder: Encoder, images: torch.Tensor, micro_batch_size: int | None = None
+) -> EmbeddingAndGrid:
+    """Like `embed`, with the features in place (B, C_t, H_t, W_t) too."""
+    return EmbeddingAndGrid(*_in_parts(encoder, images, micro_batch_size, True))
+
+
+def _in_parts(
+    encoder: Encoder, images: torch.Tensor, micro_batch_size: int | None, with_grid: bool
+) -> list[torch.Tensor]:
     # Half-precision weights need no autocast: on CUDA it would compute layer norms in float32,
     # whose results the next layer rounds again.
     half = next(encoder.parameters()).dtype != torch.float32
     mixed = torch.is_autocast_enabled(images.device.type) and not half
     with torch.inference_mode(), torch.autocast(images.device.type, enabled=mixed):
         parts = images.split(micro_batch_size or len(images))
-        embeddings = torch.cat([encoder(part) for part in parts])  # (B, D_t)
-    return embeddings.clone()  # autograd may not keep an inference tensor
+        results = [encoder(part, True) if with_grid else (encoder(part),) for part in parts]
+        joined = [torch.cat(part) for part in zip(*results, strict=True)]
+    return [part.clone() for part in joined]  # autograd may not keep an inference tensor

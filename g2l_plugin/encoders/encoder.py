@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
 from torch import nn
@@ -16,6 +16,18 @@ from g2l_plugin.errors import UserError
 Output = Literal["class_token", "class_and_mean_patch", "patch_tokens"]
 """An encoder's output: the class token, or the pooled embedding of a network without one (B, D);
 the class token joined with the mean patch token (B, 2 D); or the patch tokens (B, N, D)."""
+
+
+class EmbeddingAndGrid(NamedTuple):
+    """An embedding of each image, and its features in place.
+
+    Attributes:
+        embedding: (B, D).
+        grid: Patch tokens, or the feature map of a convolutional network, (B, C, H, W).
+    """
+
+    embedding: torch.Tensor
+    grid: torch.Tensor
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,11 +133,20 @@ class Encoder(nn.Module):
                     part.eval()
         return self
 
-    def forward(self, images: torch.Tensor) -> torch.Tensor:
+    @overload
+    def forward(self, images: torch.Tensor) -> torch.Tensor: ...
+
+    @overload
+    def forward(self, images: torch.Tensor, with_grid: Literal[True]) -> EmbeddingAndGrid: ...
+
+    def forward(
+        self, images: torch.Tensor, with_grid: bool = False
+    ) -> torch.Tensor | EmbeddingAndGrid:
         """Embeds images.
 
         Args:
             images: RGB in [0, 1], (B, 3, H, W).
+            with_grid: Whether to return the features in place too; see `check_grid`.
 
         Returns:
             Embeddings (B, D), or patch tokens (B, N, D) in row-major order; see `Output`.
@@ -133,13 +154,27 @@ class Encoder(nn.Module):
         network: Any = self.model
         # Normalise before rounding to the weights' precision.
         normalized = ((images - self.mean) / self.std).to(next(network.parameters()).dtype)
-        if self.output == "class_token":
+        if self.output == "class_token" and not with_grid:
             return network(normalized)
-        tokens = network.forward_features(normalized)  # (B, prefix + N, D)
-        patches = tokens[:, network.num_prefix_tokens :]
+        features = network.forward_features(normalized)  # (B, prefix + N, D) or (B, C, H, W)
+        if features.ndim == 4:
+            return EmbeddingAndGrid(network.forward_head(features, pre_logits=True), features)
+        patches = features[:, network.num_prefix_tokens :]  # (B, N, D)
         if self.output == "patch_tokens":
             return patches
-        return torch.cat([tokens[:, 0], patches.mean(dim=1)], dim=-1)
+        if self.output == "class_and_mean_patch":
+            embedding = torch.cat([features[:, 0], patches.mean(dim=1)], dim=-1)
+        elif hasattr(network, "forward_head"):
+            embedding = network.forward_head(features, pre_logits=True)
+        else:
+            embedding = features[:, 0]
+        if not with_grid:
+            return embedding
+        height, width = (
+            side // patch
+            for side, patch in zip(images.shape[-2:], self.patch_size or (1, 1), strict=True)
+        )
+        return EmbeddingAndGrid(embedding, patches.mT.unflatten(-1, (height, width)))
 
     def check_views(self, size: int) -> None:
         """Raises a UserError if views of a size (pixels) do not give one embedding each."""
@@ -149,6 +184,34 @@ class Encoder(nn.Module):
                 f"The `output` of {self.provenance.source} is patch_tokens, but distillation "
                 "compares one embedding per tile. Set class_token or class_and_mean_patch."
             )
+
+    def grid_dim(self, size: int) -> int:
+        """Features C at each place of the grid of an image.
+
+        Args:
+            size: Height and width of the image, in pixels.
+
+        Raises:
+            UserError: The network does not give its features in place beside an embedding.
+        """
+        was_training = self.training
+        images = torch.rand(1, 3, size, size, device=self.mean.device)
+        try:
+            with torch.no_grad():
+                embedding, grid = self.eval()(images, with_grid=True)
+                same = grid.ndim == 4 and torch.allclose(
+                    embedding, self(images), rtol=0.05, atol=0.05
+                )
+        except (AttributeError, TypeError, ValueError, RuntimeError):  # each network its own
+            same = False
+        self.train(was_training)
+        if not same:
+            raise UserError(
+                f"{self.provenance.source} does not give patch tokens or a feature map beside its "
+                "embedding, which `patch_weight` (PATCH_WEIGHT) needs. Use a network of timm, or "
+                "set it to 0."
+            )
+        return grid.shape[1]
 
     def check_images(self, size: int) -> None:
         """Checks that the network accepts images of a size.

@@ -134,6 +134,7 @@ def describe_loss(
     normalization: str = "batch",
     normalize_teacher: bool = True,
     relation_weight: float = 0.0,
+    patch_weight: float = 0.0,
 ) -> str:
     """Describes an objective in words, e.g. `LogSumLoss(alpha=4) after batch norms`.
 
@@ -142,6 +143,7 @@ def describe_loss(
         normalization: How both are normalised, `batch` or `scale`.
         normalize_teacher: Whether the teacher's embeddings are normalised at all.
         relation_weight: Weight of the CKA loss between the embeddings themselves.
+        patch_weight: Weight of the cosine loss between patch tokens.
     """
     settings = {k: v for k, v in vars(loss).items() if isinstance(v, int | float) and k[0] != "_"}
     settings.pop("training", None)
@@ -155,7 +157,8 @@ def describe_loss(
     relation = (
         f", plus {relation_weight:g} x CKALoss() of the embeddings" if relation_weight else ""
     )
-    return f"{type(loss).__name__}({inner}){normalised}{relation}"
+    patches = f", plus {patch_weight:g} x the cosine loss of patch tokens" if patch_weight else ""
+    return f"{type(loss).__name__}({inner}){normalised}{relation}{patches}"
 
 
 def describe_hardware(device: torch.device, n_devices: int) -> str:

@@ -13,6 +13,7 @@ from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
 from g2l_plugin.distillation.losses import LogSumLoss
 from g2l_plugin.distillation.module import DistillationModule
+from g2l_plugin.distillation.teachers import embed_with_grid
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides.batch import TileBatch
@@ -38,7 +39,7 @@ def make_module(tmp_path):
 
 
 def embed(module, images):
-    return module._embed_with_student(images), module.teachers(images)
+    return module._embed_with_student(images)[0], module.teachers(images)
 
 
 def test_nothing_is_loaded_before_configure_model_and_then_once(make_module):
@@ -312,3 +313,41 @@ def test_tiles_that_devices_repeat_are_validated_once(make_module, monkeypatch):
         assert module.run_state.alignment["tiles"] == 6
         assert module.run_state.alignment["patients"] == 3
     assert found["repeated"] == pytest.approx(found["once"], rel=1e-4, nan_ok=True)
+
+
+def test_patch_tokens_are_distilled_beside_the_class_token(make_module, tmp_path):
+    folder = tmp_path / "convolutional"  # 2x2 places where the student has 4x4
+    torch.manual_seed(0)
+    network = timm.create_model("resnet18", num_classes=0)
+    save_for_hf(network, str(folder), safe_serialization=True)
+    further = [EncoderSource(f"local-dir:{folder}")]
+    grads = []
+    for micro_batch_size in (None, 3):
+        module = make_module(
+            patch_weight=0.5, further_teachers=further, micro_batch_size=micro_batch_size
+        )
+        torch.manual_seed(0)
+        module.configure_model()
+        views = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+        embedding, grid = module._embed_with_student(views, True)
+        assert grid.shape == (8, 32, 4, 4)
+        torch.testing.assert_close(embedding, module.student(views))
+        tokens = module.student.model.forward_features(
+            (views - module.student.mean) / module.student.std
+        )
+        torch.testing.assert_close(grid[:, :, 1, 2], tokens[:, 1 + 4 + 2])
+        grids = [embed_with_grid(teacher, views)[1] for teacher in module.teachers.encoders]
+        assert [each.shape for each in grids] == [(8, 48, 4, 4), (8, 512, 1, 1)]
+        module.patch_objective(grid, grids).backward()
+        grads.append(module.student.model.blocks[0].mlp.fc1.weight.grad)
+        assert all(p.weight.grad.any() for p in module.patch_objective.projectors)
+    assert grads[0].any()
+    torch.testing.assert_close(*grads)
+
+
+def test_settings_that_exclude_patch_tokens_are_told(make_module, tmp_path):
+    with pytest.raises(UserError, match="`patch_weight` is -1"):
+        make_module(patch_weight=-1.0)
+    with pytest.raises(UserError, match="`teacher_cache` keeps embeddings, and no patch tokens"):
+        view = AugmentedView(32, n_views=2)
+        make_module(patch_weight=1.0, view=view, teacher_cache=str(tmp_path))

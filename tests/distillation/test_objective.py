@@ -1,12 +1,8 @@
 import pytest
 import torch
 
-from g2l_plugin.distillation.losses import (
-    CKALoss,
-    LogSumLoss,
-    MeanSquaredErrorLoss,
-    SimilarityKLLoss,
-)
+from g2l_plugin.distillation.beyond.relations import CKALoss, SimilarityKLLoss
+from g2l_plugin.distillation.losses import LogSumLoss, MeanSquaredErrorLoss
 from g2l_plugin.distillation.objective import CombinedObjective, Objective
 from g2l_plugin.errors import UserError
 

@@ -21,7 +21,7 @@ def test_two_devices_train_as_one_with_twice_the_tiles_and_stop_together(tmp_pat
         )
     one = load_file(tmp_path / "out_1_0.safetensors")
     first, second = (load_file(tmp_path / f"out_2_{rank}.safetensors") for rank in (0, 1))
-    assert 5 < len(one["losses"]) < 20  # the early stop ended it
+    assert 5 < len(one["losses"]) < 24  # the early stop ended it
     assert one["tiles_seen"] == first["tiles_seen"] == 12 * len(one["losses"])
     for other in (first, second):
         assert other.keys() == one.keys()

@@ -49,7 +49,8 @@ class Losses(pl.Callback):
         self.values = []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
-        self.values.append(outputs["loss"].detach())
+        # The loss of patch tokens is one of each device's own tiles.
+        self.values.append(pl_module.mean_over_devices(outputs["loss"].detach().clone()))
 
 
 class Data(pl.LightningDataModule):
@@ -65,7 +66,7 @@ def main(devices, teacher, out):
         accelerator="cpu",
         devices=devices,
         strategy="ddp" if devices > 1 else "auto",
-        max_steps=20,
+        max_steps=24,
         callbacks=[losses, LossEarlyStopping(window=3, max_exceedances=2, consecutive=False)],
         logger=False,
         enable_checkpointing=False,
@@ -77,6 +78,7 @@ def main(devices, teacher, out):
         teacher=EncoderSource(f"local-dir:{teacher}"),
         student=EncoderSource("timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY),
         view=AugmentedView(32),
+        patch_weight=0.5,
         optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
         lr_scheduler=lambda o: CosineSchedule(o, T_max=20),
         widths=[16],

@@ -208,10 +208,10 @@ def test_eva_holds_one_teacher_and_one_student_at_a_time(make_run, monkeypatch):
     alive = []
     embed = DistillationModule._embed_with_student
 
-    def spy(self, images):
+    def spy(self, *args):
         gc.collect()
         alive.append(sum(isinstance(o, Encoder) for o in gc.get_objects()))
-        return embed(self, images)
+        return embed(self, *args)
 
     monkeypatch.setattr(DistillationModule, "_embed_with_student", spy)
     Interface().fit(*make_run(max_steps=2))

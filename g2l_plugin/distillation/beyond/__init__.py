@@ -1,0 +1,1 @@
+"""Past the paper: what the objective may compare beside the projected embeddings."""
