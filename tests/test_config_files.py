@@ -66,8 +66,7 @@ def test_recipes_differ_where_they_say(monkeypatch):
     paper, robust = (load_config(name)["model"]["init_args"] for name in ("g2l", "g2l_robust"))
     assert paper["loss"]["class_path"] == "g2l_plugin.LogSumLoss"
     assert robust["loss"]["class_path"] == "g2l_plugin.MeanSquaredErrorLoss"
-    assert (paper["normalization"], robust["normalization"]) == ("batch", "scale")
-    assert (paper["fit_projector"], robust["fit_projector"]) == ("False", "True")
+    assert (paper["projector"], robust["projector"]) == ("linear", "rotation")
     assert paper["further_teachers"] is None
     (second,) = load_config("g2l_breast_two_teachers")["model"]["init_args"]["further_teachers"]
     assert second["source"] == "hf-hub:paige-ai/Virchow2"

@@ -21,7 +21,7 @@ from g2l_plugin.files import write_text
 from g2l_plugin.publishing.card import CardFacts, render_card
 from g2l_plugin.publishing.licenses import license_of
 from g2l_plugin.publishing.publish import find_cancer
-from g2l_plugin.runs.record import RunRecord, describe_loss, record_encoder
+from g2l_plugin.runs.record import RunRecord, describe_objective, record_encoder
 
 
 def planned_card(config_path: Path) -> str:
@@ -42,11 +42,11 @@ def planned_card(config_path: Path) -> str:
         teacher=record_encoder(teacher, size),
         student=record_encoder(student, size),
         network=timm_config(student),
-        loss=describe_loss(
+        objective=describe_objective(
             loss(**model["loss"].get("init_args", {})),
-            model["normalization"],
+            model["projector"],
             model["normalize_teacher"],
-            float(model["relation_weight"]),
+            float(model["patch_weight"]),
         ),
     )
     settled = license_of([("teacher", teacher.provenance), ("start", student.provenance)])

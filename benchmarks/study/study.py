@@ -32,6 +32,12 @@ from torchvision.io import decode_jpeg, read_file
 from g2l_plugin.config_files import load_config
 
 _ROWS = Path(__file__).with_name("rows.yaml")
+_ROBUST = {
+    "model.init_args.projector": "rotation",
+    "model.init_args.loss": {"class_path": "g2l_plugin.MeanSquaredErrorLoss"},
+}
+"""The recipe for any start, for the quickstart's config."""
+
 _SLIDES_PER_CLASS = 6
 _COLUMNS = 16
 _TILE = 256
@@ -97,7 +103,7 @@ def run(options: argparse.Namespace) -> None:
     study = yaml.safe_load(_ROWS.read_text())
     for seed in options.seeds:
         for name, row in study["rows"].items():
-            for pair in row.get("pairs", study["pairs"]):
+            for pair in row.get("pairs", ("random", "pretrained")):
                 if options.rows and name not in options.rows:
                     continue
                 if options.pairs and pair not in options.pairs:
@@ -116,22 +122,26 @@ def compose(
         options: The options of the command.
         pair: A pair of teacher and student.
         name: A row.
-        seed: Seed of the run.
+        seed: Seed of the run: the student's start, where it is random, and the order of the tiles.
+            All seeds see the same views, which the teacher embeds once.
         folder: Folder of the run.
     """
     study = yaml.safe_load(_ROWS.read_text())
-    row = study["rows"][name]
-    variables = study["variables"] | study["pairs"][pair] | row.get("variables", {})
+    row, of_pair = study["rows"][name], study["pairs"][pair]
+    on_demo = of_pair["config"] == "quickstart"
+    variables = study["variables"] | of_pair["variables"] | row.get("variables", {})
     if "lr" in row:
         variables["LR_VALUE"] = row["lr"][pair]
-    variables |= {
-        "SLIDES_ROOT": options.work / "slides",
-        "INDEX_ROOT": options.work / f"index_{options.view}",
-        "OUTPUT_ROOT": folder,
-        "TEACHER_CACHE": options.work / "cache",
-        "EVA_GLOBAL_SEED": seed,
-    }
-    if options.view != 224:  # a smaller input that shows the same tissue
+    variables |= {"OUTPUT_ROOT": folder, "EVA_GLOBAL_SEED": seed}
+    if on_demo:
+        variables["DATA_ROOT"] = options.work / "demo"
+    else:
+        variables |= {
+            "SLIDES_ROOT": options.work / "slides",
+            "INDEX_ROOT": options.work / f"index_{options.view}",
+            "TEACHER_CACHE": options.work / "cache",
+        }
+    if options.view != 224 and not on_demo:  # a smaller input that shows the same tissue
         tile = round(_TILE * options.view / 224)
         variables |= {"VIEW_SIZE": options.view, "TILE_SIZE": tile}
         variables["TARGET_MPP"] = 0.5 * _TILE / tile
@@ -140,16 +150,22 @@ def compose(
         for key, value in variables.items()
     }
     with mock.patch.dict(os.environ, texts):
-        config = load_config(row.get("config", "g2l"))
-    for path, value in row.get("settings", {}).items():
+        config = load_config(
+            "g2l_robust" if row.get("robust") and not on_demo else of_pair["config"]
+        )
+    settings: dict[str, Any] = {"model.init_args.view.init_args.seed": 42}
+    if row.get("robust") and on_demo:
+        settings |= _ROBUST
+    for path, value in (settings | row.get("settings", {})).items():
         *parents, last = path.split(".")
         part = config
         for parent in parents:
             part = part[parent]
-        if last not in part:
-            raise KeyError(f"{path} of row {name} is not in the config")
         part[last] = value
-    config["trainer"]["init_args"]["callbacks"].append(_evaluation(options))
+    callbacks = config["trainer"]["init_args"]["callbacks"]
+    callbacks[:0] = row.get("callbacks", [])
+    if not on_demo:
+        callbacks.append(_evaluation(options))
     return config
 
 
@@ -162,7 +178,7 @@ def _run_row(options: argparse.Namespace, pair: str, name: str, seed: int, folde
     subprocess.run(
         [Path(sys.executable).with_name("eva"), "fit", "--config", folder / "row.yaml"],
         check=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(options.threads)},
+        env=os.environ | {"OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(_ROWS.parent)},
     )
     (folder / "minutes").write_text(f"{(time.monotonic() - began) / 60:.1f}\n")
 
@@ -205,8 +221,7 @@ def collect(work: Path) -> pd.DataFrame:
             "minutes": float(minutes.read_text()),
         }
         for encoder, result in evaluation["encoders"].items():
-            for name in ("KNNBalancedAccuracy", "LogisticBalancedAccuracy", "LinearCKAUnbiased"):
-                row[f"{encoder} {name}"] = result["values"].get(name)
+            row |= {f"{encoder} {name}": value for name, value in result["values"].items()}
         rows.append(row | {f"val {k}": v for k, v in results["alignment"].items()})
     return pd.DataFrame(rows)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -17,8 +17,9 @@ from typing_extensions import override
 
 from g2l_plugin import upstream
 from g2l_plugin.distillation.beyond.patches import PatchObjective
+from g2l_plugin.distillation.beyond.rotation import RotationObjective
 from g2l_plugin.distillation.losses import DistillationLoss, LogSumLoss
-from g2l_plugin.distillation.objective import CombinedObjective, Normalization
+from g2l_plugin.distillation.objective import CombinedObjective, shares
 from g2l_plugin.distillation.running.run_module import RunModule
 from g2l_plugin.distillation.running.run_state import tile_dataset
 from g2l_plugin.distillation.running.teacher_caches import TeacherCaches
@@ -27,13 +28,13 @@ from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.encoders.timm_network import timm_config
 from g2l_plugin.errors import UserError
-from g2l_plugin.runs.record import describe_loss
+from g2l_plugin.runs.record import describe_objective
 from g2l_plugin.runs.validation import measure_alignment
 from g2l_plugin.slides.batch import TileBatch
 from g2l_plugin.slides.views import AugmentedView, center_view
 
 _FITTED_TILES = 4096
-"""Tiles to fit the projector to: some for each feature of a ViT-L."""
+"""Tiles that a rotation is fitted to: some for each feature of a ViT-L."""
 
 
 class DistillationModule(RunModule):
@@ -56,7 +57,7 @@ class DistillationModule(RunModule):
 
     student: Encoder
     teachers: Teachers
-    objective: CombinedObjective
+    objective: CombinedObjective | RotationObjective
 
     def __init__(
         self,
@@ -74,9 +75,7 @@ class DistillationModule(RunModule):
         compile: bool = False,
         teacher_cache: str | None = None,
         freeze_batch_norm: bool | None = None,
-        normalization: Normalization = "batch",
-        fit_projector: bool = False,
-        relation_weight: float = 0.0,
+        projector: Literal["linear", "rotation"] = "linear",
         patch_weight: float = 0.0,
     ) -> None:
         """Initializes the module; no model is loaded yet.
@@ -103,17 +102,14 @@ class DistillationModule(RunModule):
                 and not those of each batch. None does so if the start is pretrained: the
                 statistics of a batch would make another network of it. Vision transformers have no
                 batch norm.
-            normalization: How both embeddings are normalised before the loss: `batch`, as in the
-                paper, or `scale`, see `Objective`. `scale` needs `fit_projector`.
-            fit_projector: Whether the projector starts from a ridge regression on some thousand
-                training tiles, and not from random weights.
-            relation_weight: Weight of a `CKALoss` between the embeddings themselves, beside the
-                loss; 0 for none.
+            projector: What brings both embeddings together: `linear` is the paper's projector with
+                batch norms, which trains; `rotation` is fixed, see `RotationObjective`.
             patch_weight: Weight of a `PatchObjective` beside the loss; 0 for none.
 
         Raises:
             UserError: `micro_batch_size` is below 1, a weight below 0, a cache is set without
-                `n_views` or with `patch_weight`, or `scale` without `fit_projector`.
+                `n_views` or with `patch_weight`, or a setting of the linear projector with
+                `rotation`.
         """
         super().__init__()
         if micro_batch_size is not None and micro_batch_size < 1:
@@ -131,9 +127,7 @@ class DistillationModule(RunModule):
         self.compile_encoders = compile
         self.teacher_cache = teacher_cache
         self.freeze_batch_norm = freeze_batch_norm
-        self.normalization: Normalization = normalization
-        self.fit_projector = fit_projector
-        self.relation_weight = relation_weight
+        self.projector = projector
         self.patch_weight = patch_weight
         if patch_weight < 0:
             raise UserError(f"`patch_weight` is {patch_weight}. Expected at least 0.")
@@ -142,8 +136,11 @@ class DistillationModule(RunModule):
                 "`teacher_cache` keeps embeddings, and no patch tokens, which `patch_weight` "
                 "needs. Set one of them to null or 0."
             )
-        if normalization == "scale" and not fit_projector:
-            raise UserError("`normalization: scale` is fitted to tiles. Set `fit_projector: true`.")
+        if projector == "rotation" and (self.widths or not normalize_teacher):
+            raise UserError(
+                "`widths` and `normalize_teacher: false` are settings of `projector: linear`. "
+                "Remove them, or set it."
+            )
         if teacher_cache is not None and self.view.n_views is None:
             raise UserError(
                 "`teacher_cache` is set, but every epoch makes new views: nothing would be read "
@@ -180,17 +177,19 @@ class DistillationModule(RunModule):
         for teacher in teachers.encoders:
             teacher.check_views(self.view.size)
         self.student, self.teachers = student, teachers
-        self.objective = CombinedObjective(
-            student.embedding_dim,
-            [teacher.embedding_dim for teacher in teachers.encoders],
-            self.loss,
-            self.normalize_teacher,
-            self.teacher_weights,
-            self.widths,
-            self.normalization,
-            self.relation_weight,
-        )
-
+        dims = [teacher.embedding_dim for teacher in teachers.encoders]
+        if self.projector == "rotation":
+            weights = shares(self.teacher_weights, len(dims))
+            self.objective = RotationObjective(student.embedding_dim, dims, self.loss, weights)
+        else:
+            self.objective = CombinedObjective(
+                student.embedding_dim,
+                dims,
+                self.loss,
+                self.normalize_teacher,
+                self.teacher_weights,
+                self.widths,
+            )
         if self.patch_weight:
             self.patch_objective = PatchObjective(
                 student.grid_dim(self.view.size),
@@ -279,20 +278,20 @@ class DistillationModule(RunModule):
         if self.global_step > 0:
             return
         upstream.validate_within_fit(self.trainer)  # the start, to compare with
-        if self.fit_projector:  # later: batch norms that train see its tiles
-            self._fit_objective()
+        if isinstance(self.objective, RotationObjective):  # later: batch norms see its tiles
+            self._fit_rotation(self.objective)
 
     @override
     def on_fit_start(self) -> None:
         encoders = [self.student, *self.teachers.encoders]
-        loss = describe_loss(
+        objective = describe_objective(
             self.loss,
-            self.normalization,
+            self.projector,
             self.normalize_teacher,
-            self.relation_weight,
             self.patch_weight,
+            len(self.teacher_sources),
         )
-        self.run_state.begin(encoders, self.view.size, loss, self.widths)
+        self.run_state.begin(encoders, self.view.size, objective, self.widths)
         if self.compile_encoders:  # in place, after their FLOPs were counted
             for encoder in encoders:
                 encoder.compile()
@@ -338,19 +337,19 @@ class DistillationModule(RunModule):
         )
 
     @torch.no_grad()
-    def _fit_objective(self) -> None:
-        """Fits projectors and scales to views of some training tiles."""
+    def _fit_rotation(self, objective: RotationObjective) -> None:
+        """Fits the rotation to views of some training tiles."""
         students: list[torch.Tensor] = []
         teachers = []
-        for batch in self.some_batches(_FITTED_TILES, "Fitting the projector"):
+        for batch in self.some_batches(_FITTED_TILES, "Fitting the rotation"):
             views = self._make_views(batch)  # (B, 3, H, W)
             teachers.append(self._embed_with_teachers(views, batch))  # (B, D_t) per teacher
             students.extend(self._embed_with_student(views))  # (B, D_s)
-        self.objective.fit(
+        objective.fit(
             self.gather_rows(torch.cat(students)),
             [self.gather_rows(torch.cat(parts)) for parts in zip(*teachers, strict=True)],
         )
-        self.share(self.objective)
+        self.share(objective)
 
     def _log_step(self) -> None:
         group = self.optimizers().param_groups[0]

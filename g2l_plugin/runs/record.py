@@ -43,7 +43,7 @@ class RunRecord:
         teacher: The teacher.
         student: The student, with the weights that it started from.
         network: The student's config.json, from which timm builds its network.
-        loss: The loss and its settings, see `describe_loss`.
+        objective: The objective in words, see `describe_objective`.
         finished: Whether the run had ended.
         ending: What ended it before its last step, e.g. an early stop; "" if nothing did.
         step: Optimizer steps taken.
@@ -63,7 +63,7 @@ class RunRecord:
     teacher: EncoderRecord
     student: EncoderRecord
     network: dict[str, Any]
-    loss: str
+    objective: str
     finished: bool = False
     ending: str = ""
     step: int = 0
@@ -129,36 +129,40 @@ def record_encoder(encoder: Encoder, size: int) -> EncoderRecord:
     )
 
 
-def describe_loss(
+def describe_objective(
     loss: nn.Module,
-    normalization: str = "batch",
+    projector: str = "linear",
     normalize_teacher: bool = True,
-    relation_weight: float = 0.0,
     patch_weight: float = 0.0,
+    n_teachers: int = 1,
 ) -> str:
-    """Describes an objective in words, e.g. `LogSumLoss(alpha=4) after batch norms`.
+    """Describes an objective in a sentence without its full stop.
 
     Args:
-        loss: The loss between projected student and teacher.
-        normalization: How both are normalised, `batch` or `scale`.
-        normalize_teacher: Whether the teacher's embeddings are normalised at all.
-        relation_weight: Weight of the CKA loss between the embeddings themselves.
+        loss: The loss between student and teacher.
+        projector: What brings them together, `linear` or `rotation`.
+        normalize_teacher: Whether the teacher's embeddings are normalised.
         patch_weight: Weight of the cosine loss between patch tokens.
+        n_teachers: Number of teachers.
     """
     settings = {k: v for k, v in vars(loss).items() if isinstance(v, int | float) and k[0] != "_"}
     settings.pop("training", None)
     inner = ", ".join(f"{name}={value:g}" for name, value in settings.items())
-    normalised = {
-        ("batch", True): " after batch norms",
-        ("batch", False): " after a batch norm of the student's side",
-        ("scale", True): " after one fixed scale for all features",
-        ("scale", False): "",
-    }[normalization, normalize_teacher]
-    relation = (
-        f", plus {relation_weight:g} x CKALoss() of the embeddings" if relation_weight else ""
-    )
+    teachers, several = "the teacher's", ""
+    if projector == "rotation":
+        if n_teachers > 1:
+            teachers = f"the joined embeddings of {n_teachers} teachers"
+        way, norms = "a fixed rotation turns the student's embedding into", ""
+    else:
+        way = "a linear projector, discarded afterwards, maps the student's embedding to"
+        norms = " after batch norms" if normalize_teacher else " after a batch norm of its side"
+        if n_teachers > 1:
+            several = (
+                f"; each of {n_teachers} teachers has its own projector and loss, and their "
+                "weighted mean is the loss"
+            )
     patches = f", plus {patch_weight:g} x the cosine loss of patch tokens" if patch_weight else ""
-    return f"{type(loss).__name__}({inner}){normalised}{relation}{patches}"
+    return f"{way} {teachers}; the loss is {type(loss).__name__}({inner}){norms}{patches}{several}"
 
 
 def describe_hardware(device: torch.device, n_devices: int) -> str:

@@ -351,3 +351,9 @@ def test_settings_that_exclude_patch_tokens_are_told(make_module, tmp_path):
     with pytest.raises(UserError, match="`teacher_cache` keeps embeddings, and no patch tokens"):
         view = AugmentedView(32, n_views=2)
         make_module(patch_weight=1.0, view=view, teacher_cache=str(tmp_path))
+
+
+@pytest.mark.parametrize("options", [{"widths": [8]}, {"normalize_teacher": False}])
+def test_a_rotation_has_no_settings_of_the_linear_projector(make_module, options):
+    with pytest.raises(UserError, match="are settings of `projector: linear`"):
+        make_module(projector="rotation", **options)

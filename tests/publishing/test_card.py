@@ -21,7 +21,7 @@ RECORD = RunRecord(
             "std": [0.195, 0.2316, 0.1816],
         },
     },
-    loss="LogSumLoss(alpha=4)",
+    objective="the loss is LogSumLoss(alpha=4)",
     finished=True,
     step=1234,
     tiles_seen=39488,
@@ -193,7 +193,6 @@ def test_every_teacher_and_every_width_is_named():
     text = " ".join(card.split())
     assert ModelCard(card).data.to_dict()["teacher"] == ["hf-hub:org/teacher", "hf-hub:org/other"]
     assert "| teacher 2 | hf-hub:org/other" in text and "| its licence | cc-by-4.0 |" in text
-    assert "Each of 2 teachers has its own projector" in text
     assert "The first 256, 512 features were also distilled separately" in text
     assert "| unbiased linear CKA with the embeddings of teacher 2 | | 0.7100 | |" in text
     assert "| cosine of the projected embeddings with those of teacher 2 | | 0.6200 | |" in text

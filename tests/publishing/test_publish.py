@@ -18,7 +18,7 @@ from g2l_plugin.encoders.load import load_encoder
 from g2l_plugin.encoders.timm_network import timm_config
 from g2l_plugin.errors import UserError
 from g2l_plugin.publishing.publish import find_checkpoint, publish_run
-from g2l_plugin.runs.record import KEY, RunRecord, describe_loss, record_encoder
+from g2l_plugin.runs.record import KEY, RunRecord, describe_objective, record_encoder
 
 EVALUATION = {"task": "tissue", "n_tiles": 9, "n_units": 3, "columns": {}, "encoders": {}}
 
@@ -36,7 +36,7 @@ def make_run(tmp_path):
             teacher=record_encoder(teacher, 32),
             student=record_encoder(student, 32),
             network=timm_config(student),
-            loss=describe_loss(LogSumLoss()),
+            objective=describe_objective(LogSumLoss()),
             **{"finished": True, "step": 10, "tiles_seen": 320, "cohort": {"tiles": 99}} | record,
         )
         state = {f"student.{key}": value for key, value in student.state_dict().items()}

@@ -15,20 +15,36 @@ SPEC.loader.exec_module(study)
 ROWS = yaml.safe_load((FOLDER / "rows.yaml").read_text())
 
 
-@pytest.mark.parametrize("name", ROWS["rows"])
-def test_a_row_is_a_config_of_its_pair(name, tmp_path):
+RUNS = [
+    (name, pair)
+    for name, row in ROWS["rows"].items()
+    for pair in row.get("pairs", ("random", "pretrained"))
+]
+
+
+@pytest.mark.parametrize(("name", "pair"), RUNS)
+def test_a_row_is_a_config_of_its_pair(name, pair, tmp_path):
     options = argparse.Namespace(work=tmp_path, tiles=tmp_path / "lung", view=112, split="val")
-    row = ROWS["rows"][name]
-    for pair in row.get("pairs", ROWS["pairs"]):
-        config = study.compose(options, pair, name, 7, tmp_path / "run")
-        model, data = config["model"]["init_args"], config["data"]["init_args"]
-        teacher = ROWS["pairs"][pair]["TEACHER"].format(teachers=tmp_path / "teachers")
-        assert model["teacher"]["source"] == teacher
-        lr = row["lr"][pair] if "lr" in row else ROWS["pairs"][pair]["LR_VALUE"]
-        assert float(model["optimizer"]["init_args"]["lr"]) == lr
-        assert int(data["datasets"]["train"]["init_args"]["width"]) == 128
-        evaluation = config["trainer"]["init_args"]["callbacks"][-1]["init_args"]
-        assert evaluation["test"]["init_args"]["split"] == "val"
+    row, variables = ROWS["rows"][name], ROWS["pairs"][pair]["variables"]
+    config = study.compose(options, pair, name, 7, tmp_path / "run")
+    model, data = config["model"]["init_args"], config["data"]["init_args"]
+    if "lr" in row:
+        assert float(model["optimizer"]["init_args"]["lr"]) == row["lr"][pair]
+    assert model.get("projector", "linear") == ("rotation" if row.get("robust") else "linear")
+    assert model["view"]["init_args"]["seed"] == 42 and int(data["seed"]) == 7
+    assert int(config["trainer"]["init_args"]["max_steps"]) == variables["MAX_STEPS"]
+    callbacks = {
+        part["class_path"]: part.get("init_args", {})
+        for part in config["trainer"]["init_args"]["callbacks"]
+    }
+    evaluation = callbacks["g2l_plugin.DistillationEvaluation"]
+    if pair == "demo":
+        assert evaluation["test"]["init_args"]["root"] == str(tmp_path / "demo")
+        return
+    teacher = variables["TEACHER"].format(teachers=tmp_path / "teachers")
+    assert model["teacher"]["source"] == teacher
+    assert int(data["datasets"]["train"]["init_args"]["width"]) == 128
+    assert evaluation["test"]["init_args"]["split"] == "val"
 
 
 def test_the_table_has_means_over_seeds_with_intervals(tmp_path, capsys):

@@ -60,25 +60,25 @@ class RunState:
         self.finished = False
         self.ending = ""
         self._encoders: list[EncoderRecord] = []
-        self._loss = ""
+        self._objective = ""
         self._widths: tuple[int, ...] = ()
         self._seconds, self._since = 0.0, time.monotonic()
         self._start_estimates: dict[str, Estimate] = {}
         self._warned = False
 
     def begin(
-        self, encoders: Sequence[Encoder], view_size: int, loss: str, widths: Sequence[int]
+        self, encoders: Sequence[Encoder], view_size: int, objective: str, widths: Sequence[int]
     ) -> None:
         """Records what is trained; runs each encoder once to count its FLOPs.
 
         Args:
             encoders: The student, then the teachers.
             view_size: Side of the views, in pixels.
-            loss: The loss in words.
+            objective: The objective in words.
             widths: Smaller widths of the student's embedding that are distilled too.
         """
         self._encoders = [record_encoder(encoder, view_size) for encoder in encoders]
-        self._loss, self._widths = loss, tuple(widths)
+        self._objective, self._widths = objective, tuple(widths)
         self._since = time.monotonic()
 
     def validated(
@@ -121,7 +121,7 @@ class RunState:
             teacher=teacher,
             student=student,
             network=self.network,
-            loss=self._loss,
+            objective=self._objective,
             finished=self.finished,
             ending=self.ending,
             step=trainer.global_step,

@@ -24,9 +24,9 @@ from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils.data import Dataset
 
+from g2l_plugin.distillation.beyond.rotation import RotationObjective
 from g2l_plugin.distillation.losses import MeanSquaredErrorLoss
 from g2l_plugin.distillation.module import DistillationModule
-from g2l_plugin.distillation.objective import CombinedObjective
 from g2l_plugin.distillation.running import trainer as trainer_module
 from g2l_plugin.distillation.running.progress import DistillationProgressBar
 from g2l_plugin.distillation.running.run_checkpoint import RunCheckpoint
@@ -232,18 +232,18 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_run, tmp_path):
     assert not torch.equal(first.student.model.cls_token, second.student.model.cls_token)
 
 
-def test_the_projector_is_fitted_before_the_first_step_and_not_again(make_run, slide_tiles):
-    options = {"normalization": "scale", "fit_projector": True, "relation_weight": 0.5}
+def test_a_rotation_is_fitted_before_the_first_step_and_not_again(make_run, slide_tiles):
+    options = {"projector": "rotation", "patch_weight": 0.5}
     fitted = []
     spies = {"tiles": slide_tiles(), "model": options | {"loss": MeanSquaredErrorLoss()}}
     with pytest.MonkeyPatch.context() as patch:
-        fit = CombinedObjective.fit
+        fit = RotationObjective.fit
 
         def spy(self, student, teachers):
             fitted.append(len(student))
             fit(self, student, teachers)
 
-        patch.setattr(CombinedObjective, "fit", spy)
+        patch.setattr(RotationObjective, "fit", spy)
         trainer, whole, data = make_run(max_steps=4, **spies)
         trainer.fit(whole, datamodule=data)
         assert fitted == [len(spies["tiles"])]
