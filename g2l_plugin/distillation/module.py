@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import optim
+from torch import nn, optim
 from torch.optim import lr_scheduler
 from torch.utils.checkpoint import checkpoint as recompute
 from typing_extensions import override
@@ -18,6 +18,7 @@ from typing_extensions import override
 from g2l_plugin import upstream
 from g2l_plugin.distillation.beyond.patches import PatchObjective
 from g2l_plugin.distillation.beyond.rotation import RotationObjective
+from g2l_plugin.distillation.beyond.stain import StainJitter
 from g2l_plugin.distillation.losses import DistillationLoss, LogSumLoss
 from g2l_plugin.distillation.objective import CombinedObjective, shares
 from g2l_plugin.distillation.running.run_module import RunModule
@@ -77,6 +78,7 @@ class DistillationModule(RunModule):
         freeze_batch_norm: bool | None = None,
         projector: Literal["linear", "rotation"] = "linear",
         patch_weight: float = 0.0,
+        student_jitter: StainJitter | None = None,
     ) -> None:
         """Initializes the module; no model is loaded yet.
 
@@ -105,6 +107,8 @@ class DistillationModule(RunModule):
             projector: What brings both embeddings together: `linear` is the paper's projector with
                 batch norms, which trains; `rotation` is fixed, see `RotationObjective`.
             patch_weight: Weight of a `PatchObjective` beside the loss; 0 for none.
+            student_jitter: A further change of the view, which the teachers do not see; None makes
+                none, as in the paper.
 
         Raises:
             UserError: `micro_batch_size` is below 1, a weight below 0, a cache is set without
@@ -129,6 +133,7 @@ class DistillationModule(RunModule):
         self.freeze_batch_norm = freeze_batch_norm
         self.projector = projector
         self.patch_weight = patch_weight
+        self.student_jitter = student_jitter or nn.Identity()
         if patch_weight < 0:
             raise UserError(f"`patch_weight` is {patch_weight}. Expected at least 0.")
         if patch_weight and teacher_cache is not None:
@@ -218,9 +223,10 @@ class DistillationModule(RunModule):
         views = self._make_views(batch)  # (B, 3, H, W) in [0, 1]
         # Counted here and not after the batch: a checkpoint is written before that.
         self.run_state.tiles_seen += len(views) * self.trainer.world_size
+        changed = self.student_jitter(views)  # (B, 3, H, W)
         patch_loss: torch.Tensor | float = 0.0
         if self.patch_weight:
-            student, grid = self._embed_with_student(views, True)  # (B, D_s), (B, C_s, H, W)
+            student, grid = self._embed_with_student(changed, True)  # (B, D_s), (B, C_s, H, W)
             pairs = [
                 embed_with_grid(teacher, views, self.micro_batch_size)
                 for teacher in self.teachers.encoders
@@ -229,7 +235,7 @@ class DistillationModule(RunModule):
             patch_loss = self.patch_objective(grid, [pair.grid for pair in pairs])  # ()
         else:
             teachers = self._embed_with_teachers(views, batch)  # (B, D_t) per teacher
-            (student,) = self._embed_with_student(views)  # (B, D_s)
+            (student,) = self._embed_with_student(changed)  # (B, D_s)
         loss = self.objective(  # ()
             self.gather_rows(student),  # (devices * B, D_s)
             [self.gather_rows(teacher) for teacher in teachers],  # (devices * B, D_t)
