@@ -13,6 +13,15 @@ from torch import nn
 import g2l_plugin
 
 
+class ChannelsLast(pl.Callback):
+    """Convolutions in the memory layout in which a CPU computes them up to twice as fast."""
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        """Converts the networks, before they are evaluated."""
+        for encoder in (pl_module.student, *pl_module.teachers.encoders):
+            encoder.model.to(memory_format=torch.channels_last)
+
+
 class AveragedWeights(pl.Callback):
     """Ends a run with the exponential moving average of the student's weights."""
 

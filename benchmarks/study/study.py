@@ -165,6 +165,8 @@ def compose(
     callbacks = config["trainer"]["init_args"]["callbacks"]
     callbacks[:0] = row.get("callbacks", [])
     if not on_demo:
+        callbacks.insert(0, {"class_path": "ideas.ChannelsLast"})
+    if not on_demo:
         callbacks.append(_evaluation(options))
     return config
 
