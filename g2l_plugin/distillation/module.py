@@ -354,6 +354,7 @@ class DistillationModule(RunModule):
         objective.fit(
             self.gather_rows(torch.cat(students)),
             [self.gather_rows(torch.cat(parts)) for parts in zip(*teachers, strict=True)],
+            self.student.provenance.pretrained,
         )
         self.share(objective)
 

@@ -58,12 +58,17 @@ class RotationObjective(nn.Module):
         self.register_buffer("teacher_scale", torch.ones(total))
 
     @torch.no_grad()
-    def fit(self, student: torch.Tensor, teachers: Sequence[torch.Tensor]) -> None:
+    def fit(
+        self, student: torch.Tensor, teachers: Sequence[torch.Tensor], pretrained: bool = True
+    ) -> None:
         """Chooses rotation and scales.
 
         Args:
             student: Embeddings of training tiles by the student's start, (N, D_s).
             teachers: Embeddings of the same tiles by each teacher, (N, D_t).
+            pretrained: Whether the student's start is. If so, its scale is kept. Embeddings by
+                random weights hardly vary, so their scale would let each step change thousands of
+                times as much: their student learns the teacher's embedding at a mean variance of 1.
 
         Raises:
             UserError: All embeddings of an encoder are equal.
@@ -90,7 +95,8 @@ class RotationObjective(nn.Module):
         y = (joined - joined.mean(0)) * scale
         u, singular, vh = torch.linalg.svd(y.T @ x, full_matrices=False)
         self.rotation.copy_(u @ vh)
-        self.student_scale.copy_(singular.sum() / x.square().sum())  # least squares
+        if pretrained:
+            self.student_scale.copy_(singular.sum() / x.square().sum())  # least squares
 
     def project(
         self, student: torch.Tensor, teachers: Sequence[torch.Tensor]

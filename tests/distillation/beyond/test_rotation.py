@@ -105,3 +105,12 @@ def test_equal_embeddings_of_all_tiles_are_told():
     student, teacher = embeddings(8, 10)
     with pytest.raises(UserError, match="the same embedding to all training tiles"):
         make(8, [10]).fit(torch.ones_like(student), [teacher])
+
+
+def test_random_weights_do_not_give_a_scale():
+    student, teacher = embeddings(8, 10)
+    pretrained, random = make(8, [10]), make(8, [10])
+    pretrained.fit(1e-3 * student, [teacher])
+    random.fit(1e-3 * student, [teacher], pretrained=False)
+    assert torch.equal(random.rotation, pretrained.rotation)
+    assert random.student_scale == 1 and pretrained.student_scale > 100

@@ -239,9 +239,9 @@ def test_a_rotation_is_fitted_before_the_first_step_and_not_again(make_run, slid
     with pytest.MonkeyPatch.context() as patch:
         fit = RotationObjective.fit
 
-        def spy(self, student, teachers):
+        def spy(self, student, *rest):
             fitted.append(len(student))
-            fit(self, student, teachers)
+            fit(self, student, *rest)
 
         patch.setattr(RotationObjective, "fit", spy)
         trainer, whole, data = make_run(max_steps=4, **spies)
