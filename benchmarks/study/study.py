@@ -1,11 +1,14 @@
 """The study of the recipe on real lung tissue: runs each row with each seed, and prints the table.
 
 python benchmarks/study/study.py run --tiles LUNG --work DIR [--rows paper …] [--seeds 0 1 2]
-python benchmarks/study/study.py table --work DIR
+python benchmarks/study/study.py test --tiles LUNG --work DIR
+python benchmarks/study/study.py table --work DIR [--split test]
+python benchmarks/study/study.py curves --work DIR --output docs/study.svg
 
 LUNG is a folder of labelled tiles with a manifest.csv (path, label, split, patient). The tiles of
 its split `train` become slides, as a user has them; a run is `eva fit`. A run that was cut short
-continues, one that has ended is not repeated. Choose a recipe by `--split val`; report `test` once.
+continues, one that has ended is not repeated. Runs are judged on the split `val`, by which a recipe
+is chosen; `test` judges what has ended on the split `test`, once.
 """
 
 import argparse
@@ -19,6 +22,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import tifffile
@@ -26,10 +30,17 @@ import timm
 import torch
 import yaml
 from scipy import stats
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.nn import functional
 from torchvision.io import decode_jpeg, read_file
 
+from g2l_plugin import KNNVoting, LogisticProbe, ManifestTiles
 from g2l_plugin.config_files import load_config
+from g2l_plugin.encoders.load import EncoderSource
+from g2l_plugin.evaluation.embed import embed_tiles
+from g2l_plugin.metrics.cka import align
+from g2l_plugin.metrics.embeddings import Embeddings
+from g2l_plugin.metrics.metric import compute_all, merge
 
 _ROWS = Path(__file__).with_name("rows.yaml")
 _ROBUST = {
@@ -37,6 +48,15 @@ _ROBUST = {
     "model.init_args.loss": {"class_path": "g2l_plugin.MeanSquaredErrorLoss"},
 }
 """The recipe for any start, for the quickstart's config."""
+
+_TITLES = {
+    "KNNBalancedAccuracy": "kNN",
+    "LogisticBalancedAccuracy": "probe",
+    "LinearCKAUnbiased": "unbiased CKA",
+    "RobustnessIndex/k=20": "robustness index",
+    "patches": "patches (mIoU)",
+}
+"""Columns of the table."""
 
 _SLIDES_PER_CLASS = 6
 _COLUMNS = 16
@@ -199,15 +219,52 @@ def _evaluation(options: argparse.Namespace) -> dict[str, Any]:
     return {
         "class_path": "g2l_plugin.DistillationEvaluation",
         "init_args": {
-            "task": f"lung tissue, {options.split}",
+            "task": "lung tissue, val",
             "train": tiles("train"),
-            "test": tiles(options.split),
+            "test": tiles("val"),
             "metrics": metrics,
+            "save_start": True,
         },
     }
 
 
-def collect(work: Path) -> pd.DataFrame:
+def test(options: argparse.Namespace) -> None:
+    """Judges the students of lung tissue that have ended on the split `test`."""
+    embedded: dict[str, tuple[Embeddings, Embeddings]] = {}
+
+    def embed(source: str, keep: bool = False) -> tuple[Embeddings, Embeddings]:
+        if source in embedded:
+            return embedded[source]
+        encoder = EncoderSource(source).load().eval()
+        parts = []
+        for split in ("train", "test"):
+            tiles = ManifestTiles(str(options.tiles), split=split)
+            tiles.prepare_data()
+            tiles.setup()
+            parts.append(embed_tiles(encoder, tiles, 224, split))
+        if keep:
+            embedded[source] = (parts[0], parts[1])
+        return parts[0], parts[1]
+
+    for minutes in sorted(options.work.glob("runs/*/*/*/minutes")):
+        folder = minutes.parent
+        config = yaml.safe_load((folder / "row.yaml").read_text())
+        teacher = config["model"]["init_args"]["teacher"]["source"]
+        if (folder / "test.json").exists() or teacher.startswith("demo:"):
+            continue
+        (run,) = folder.glob("*/run_0")
+        sources = {"teacher": teacher, "student before": f"local-dir:{run / 'start'}"}
+        sources["student after"] = f"local-dir:{run / 'student'}"
+        targets, values = embed(teacher, keep=True)[1], {}
+        for name, source in sources.items():
+            train, held_out = embed(source)
+            results = [compute_all([KNNVoting(), LogisticProbe()], train, held_out)]
+            values[name] = merge([*results, align(held_out, targets)]).values
+        (folder / "test.json").write_text(json.dumps(values, indent=2))
+        print(folder, flush=True)
+
+
+def collect(work: Path, split: str = "val") -> pd.DataFrame:
     """The results of all runs that have ended: a row each."""
     rows = []
     for minutes in sorted(work.glob("runs/*/*/*/minutes")):
@@ -222,30 +279,59 @@ def collect(work: Path) -> pd.DataFrame:
             "steps": evaluation["step"],
             "minutes": float(minutes.read_text()),
         }
-        for encoder, result in evaluation["encoders"].items():
-            row |= {f"{encoder} {name}": value for name, value in result["values"].items()}
+        values = {name: result["values"] for name, result in evaluation["encoders"].items()}
+        if split == "test" and row["pair"] != "demo":
+            values = json.loads((folder / "test.json").read_text())
+        for encoder, of_encoder in values.items():
+            row |= {f"{encoder} {name}": value for name, value in of_encoder.items()}
+        if (folder / "dense.json").exists():
+            dense = json.loads((folder / "dense.json").read_text())
+            row |= {f"{encoder} patches": value for encoder, value in dense.items()}
         rows.append(row | {f"val {k}": v for k, v in results["alignment"].items()})
     return pd.DataFrame(rows)
 
 
 def table(options: argparse.Namespace) -> None:
     """Prints the results: the mean over seeds and its 95 % interval (Student's t)."""
-    results = collect(options.work)
-    titles = {
-        "KNNBalancedAccuracy": "kNN",
-        "LogisticBalancedAccuracy": "probe",
-        "LinearCKAUnbiased": "unbiased CKA",
-    }
-    print("| start | recipe | seeds | " + " | ".join(titles.values()) + " | steps | minutes |")
-    print("|---|---|---|" + "---|" * (len(titles) + 2))
+    study = yaml.safe_load(_ROWS.read_text())
+    results = collect(options.work, options.split)
     for pair, of_pair in results.groupby("pair"):
+        titles = {name: title for name, title in _TITLES.items() if f"teacher {name}" in of_pair}
+        titles = {k: v for k, v in titles.items() if of_pair[f"teacher {k}"].notna().any()}
+        print(f"\n| {pair} | seeds | " + " | ".join(titles.values()) + " | minutes |")
+        print("|---|---|" + "---|" * (len(titles) + 1))
         for encoder in ("teacher", "student before"):
             cells = [_cell(of_pair[f"{encoder} {name}"]) for name in titles]
-            print(f"| {pair} | *{encoder}* | | " + " | ".join(cells) + " | | |")
-        for name, row in of_pair.groupby("row", sort=False):
-            cells = [_cell(row[f"student after {title}"]) for title in titles]
-            cells += [f"{row['steps'].mean():,.0f}", f"{row['minutes'].mean():.0f}"]
-            print(f"| {pair} | {name} | {len(row)} | " + " | ".join(cells) + " |")
+            print(f"| *{encoder}* | | " + " | ".join(cells) + " | |")
+        for name in study["rows"]:
+            row = of_pair[of_pair["row"] == name]
+            if len(row):
+                cells = [_cell(row[f"student after {title}"]) for title in titles]
+                cells.append(f"{row['minutes'].mean():.0f}")
+                print(f"| {name} | {len(row)} | " + " | ".join(cells) + " |")
+
+
+def curves(options: argparse.Namespace) -> None:
+    """Draws the validation of each run against its step."""
+    pairs = [path for path in sorted(options.work.glob("runs/*")) if path.is_dir()]
+    figure, axes = plt.subplots(1, len(pairs), figsize=(4 * len(pairs), 3.2), squeeze=False)
+    for axis, pair in zip(axes[0], pairs, strict=True):
+        for color, row in enumerate(sorted(pair.iterdir())):
+            for number, minutes in enumerate(sorted(row.glob("*/minutes"))):
+                found: dict[int, float] = {}
+                for events in minutes.parent.glob("*/run_0/events*"):
+                    log = EventAccumulator(str(events)).Reload()
+                    if "val/cka" in log.Tags()["scalars"]:
+                        found |= {point.step: point.value for point in log.Scalars("val/cka")}
+                steps = sorted(found)
+                label = None if number else row.name.replace("_", " ")
+                values = [found[step] for step in steps]
+                axis.plot(steps, values, color=f"C{color}", marker=".", label=label)
+        axis.set(title=pair.name, xlabel="step", ylabel="unbiased CKA with the teacher")
+        axis.grid(alpha=0.3)
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(options.output, metadata={"Date": None})
 
 
 def _cell(values: pd.Series) -> str:
@@ -269,15 +355,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True)
-    for name, command in (("run", run), ("table", table)):
-        add = (sub := commands.add_parser(name)).add_argument
+    for command in (run, test, table, curves):
+        add = (sub := commands.add_parser(command.__name__)).add_argument
         add("--work", type=Path, required=True, help="folder of slides, caches and runs")
-        if name == "run":
+        if command in (run, test):
             add("--tiles", type=Path, required=True, help="folder with manifest.csv")
+        if command is table:
+            add("--split", choices=("val", "test"), default="val", help="tiles to judge on")
+        if command is curves:
+            add("--output", type=Path, required=True, help="SVG or PNG to write")
+        if command is run:
             add("--rows", nargs="*", help="rows of rows.yaml; all if not given")
             add("--pairs", nargs="*", help="pairs of rows.yaml; all if not given")
             add("--seeds", type=int, nargs="*", default=[0, 1, 2])
-            add("--split", choices=("val", "test"), default="val", help="tiles to judge on")
             add("--view", type=int, default=224, help="side of the views in pixels")
             add("--threads", type=int, default=os.cpu_count())
         sub.set_defaults(command=command)

@@ -24,7 +24,7 @@ RUNS = [
 
 @pytest.mark.parametrize(("name", "pair"), RUNS)
 def test_a_row_is_a_config_of_its_pair(name, pair, tmp_path):
-    options = argparse.Namespace(work=tmp_path, tiles=tmp_path / "lung", view=112, split="val")
+    options = argparse.Namespace(work=tmp_path, tiles=tmp_path / "lung", view=112)
     row, variables = ROWS["rows"][name], ROWS["pairs"][pair]["variables"]
     config = study.compose(options, pair, name, 7, tmp_path / "run")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
@@ -49,7 +49,7 @@ def test_a_row_is_a_config_of_its_pair(name, pair, tmp_path):
 
 def test_the_table_has_means_over_seeds_with_intervals(tmp_path, capsys):
     for seed, value in enumerate((0.8, 0.9)):
-        run = tmp_path / "runs" / "random" / "a_row" / str(seed)
+        run = tmp_path / "runs" / "random" / "paper" / str(seed)
         (run / "session" / "run_0" / "student").mkdir(parents=True)
         (run / "minutes").write_text("3.0\n")
         values = {
@@ -61,6 +61,6 @@ def test_the_table_has_means_over_seeds_with_intervals(tmp_path, capsys):
         evaluation = {"step": 1200, "encoders": rows}
         (run / "session" / "run_0" / "evaluation.json").write_text(json.dumps(evaluation))
         (run / "session" / "run_0" / "student" / "results.json").write_text('{"alignment": {}}')
-    study.table(argparse.Namespace(work=tmp_path))
+    study.table(argparse.Namespace(work=tmp_path, split="val"))
     lines = capsys.readouterr().out.splitlines()
-    assert lines[-1] == "| random | a row | 2 | 0.850 ± 0.635 | 0.500 | 0.250 | 1,200 | 3 |"
+    assert lines[-1] == "| paper | 2 | 0.850 ± 0.635 | 0.500 | 0.250 | 3 |"
