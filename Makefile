@@ -1,4 +1,4 @@
-.PHONY: fmt lint types test cards benchmark_configs costs bench
+.PHONY: fmt lint types test fuzz cards benchmark_configs costs bench
 
 fmt:
 	ruff format .
@@ -14,6 +14,9 @@ types:
 
 test:
 	pytest
+
+fuzz:
+	FUZZ_EXAMPLES=5000 pytest tests/fuzz
 
 cards:
 	python tools/planned_cards.py configs/g2l_breast.yaml model_cards/breast_vitl14.md

@@ -58,6 +58,12 @@ def load_folder(
         UserError: No model can be built from the folder, or its weights do not fit its config.json.
     """
     config = _read_json(folder / CONFIG, source)
+    for name in ("model_args", "pretrained_cfg"):
+        if not isinstance(config.get(name, {}), dict):
+            raise UserError(
+                f"{source}: `{name}` in its {CONFIG} is {config[name]!r}. Expected settings by "
+                "name, as timm writes them. Download the folder again."
+            )
     file = folder / WEIGHTS if pretrained else None
     if "architecture" in config:
         if config.get("model_args", {}).get("global_pool") == "":

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from loguru import logger
 from torch import nn
+from typing_extensions import TypeGuard
 
 from g2l_plugin.encoders.encoder import Encoder, Output, Provenance
 from g2l_plugin.encoders.folder import load_folder
@@ -128,10 +130,10 @@ def load_encoder(
     )
     own_mean, own_std = own_normalization(model, source)
     mean, std = mean or own_mean, std or own_std
-    if not mean or not std or not len(mean) == len(std) == 3:
+    if not (_are_channels(mean) and _are_channels(std) and min(std) > 0):
         raise UserError(
             f"The normalisation of {source} is not known: mean {mean}, std {std}. Give `mean` and "
-            "`std`, three values each, next to `source`."
+            "`std`, three values each (of `std`, above 0), next to `source`."
         )
     if provenance.license is None and provenance.pretrained:
         license = known.license if known else _pretrained_cfg(model, source).get("license")
@@ -156,6 +158,15 @@ def own_normalization(
         return known.mean, known.std
     cfg = _pretrained_cfg(model, source)
     return getattr(model, "normalization", (cfg.get("mean"), cfg.get("std")))
+
+
+def _are_channels(values: Any) -> TypeGuard[Sequence[float]]:
+    """Whether values are one finite number each for red, green and blue."""
+    return (
+        isinstance(values, Sequence)
+        and len(values) == 3
+        and all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    )
 
 
 def _pretrained_cfg(model: nn.Module, source: str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ _BUILD_ERRORS = (
     RuntimeError,
     TypeError,
     ValueError,
+    ArithmeticError,
     LookupError,
     AttributeError,
     AssertionError,

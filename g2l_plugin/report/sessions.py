@@ -161,6 +161,8 @@ def _read(folder: Path, label: str | None, config: SessionConfig) -> Session:
     )
     facts_file = next(facts_files, None)
     facts = _read_json(facts_file) if facts_file else {}
+    if facts_file and not _are_facts(facts):
+        raise UserError(f"{facts_file} is not a file of EmbeddingMetrics. Run its benchmark again.")
     model = label or facts.get("model", {}).get("name") or config.model
     task = facts.get("task") or config.task
     if not model:
@@ -190,6 +192,16 @@ def _read(folder: Path, label: str | None, config: SessionConfig) -> Session:
         monitor=config.monitor,
         run_values=run_values,
         split_metrics=split_metrics,
+    )
+
+
+def _are_facts(facts: Any) -> bool:
+    if not isinstance(facts, dict) or not isinstance(facts.get("model", {}), dict):
+        return False
+    classes = facts.get("classes") or []
+    names = [facts.get("task"), facts.get("model", {}).get("name")]
+    return isinstance(classes, list) and all(
+        name is None or isinstance(name, str) for name in (*names, *classes)
     )
 
 
@@ -224,7 +236,7 @@ def _read_run_values(path: Path) -> dict[str, dict[str, tuple[float, ...]]]:
             for split in SPLITS
             if stages.get(split)
         }
-    except (KeyError, TypeError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise UserError(
             f"{path} does not hold results of eva: expected metrics of val and test with the "
             "values of each run."
@@ -236,10 +248,10 @@ def _read_split_metrics(path: Path) -> SplitMetrics:
     predictions = path.with_suffix(".parquet")
     try:
         return SplitMetrics(
-            values=dict(saved["values"]),
-            undefined=dict(saved["undefined"]),
+            values={name: float(value) for name, value in saved["values"].items()},
+            undefined={name: str(reason) for name, reason in saved["undefined"].items()},
             intervals={
-                name: (ends["low"], ends["high"])
+                name: (float(ends["low"]), float(ends["high"]))
                 for name, ends in saved["details"].get("intervals", {}).items()
                 if ends["low"] is not None and ends["high"] is not None
             },
