@@ -6,12 +6,11 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeGuard
 
 import torch
 from loguru import logger
 from torch import nn
-from typing_extensions import TypeGuard
 
 from g2l_plugin.encoders.encoder import Encoder, Output, Provenance
 from g2l_plugin.encoders.folder import load_folder
