@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from g2l_plugin import TileDataset
 from g2l_plugin.demo.generate import make_cohort
-from g2l_plugin.slides.cohort import SLIDE_SUFFIXES
+from g2l_plugin.slides.slide_list import SLIDE_SUFFIXES
 
 _CELL, _TILE = 3840, 240
 N_VAL_TILES = 64

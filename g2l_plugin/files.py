@@ -20,11 +20,18 @@ def flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a text file to disk under a temporary name, and renames it."""
+def write_text(path: Path, text: str, errors: str = "strict") -> None:
+    """Writes a text file to disk under a temporary name, and renames it.
+
+    Args:
+        path: The file.
+        text: Its content.
+        errors: How to write what is not Unicode, as in `str.encode`: the name of a file may have
+            any bytes, and "surrogateescape" writes these.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with new_file(path) as partial:
-        partial.write_text(text, encoding="utf-8")
+        partial.write_text(text, encoding="utf-8", errors=errors)
         flush_to_disk(partial)
 
 

@@ -61,6 +61,13 @@ def test_a_shard_that_is_none_is_refused(shard, capsys):
     assert "expected I/N" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("number", ["0", "-1", "some"])
+def test_a_number_of_slides_below_one_is_refused(number, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["index", "slides", "index", f"--n-slides={number}"])
+    assert f"--n-slides: expected 1 or more, or `all`, got '{number}'" in capsys.readouterr().err
+
+
 def test_pack_ends_with_the_command_that_trains_on_it(slides, tmp_path, capsys):
     cli.main(["index", str(slides), str(tmp_path / "index"), *SMALL])
     packed = tmp_path / "packed"

@@ -35,7 +35,7 @@ def add_parser(commands: Commands) -> None:
     add("index", type=Path, metavar="INDEX", help="folder for the index")
     add = parser.add_argument_group("which slides").add_argument
     add("--slides", metavar="FILE", help="list of slides: one path per line, CSV, or GDC manifest")
-    add("--n-slides", type=int, default=1000, help="number of slides to choose; 0 uses all")
+    add("--n-slides", type=_number, default=1000, metavar="N", help="slides to choose; or `all`")
     add("--seed", type=int, default=0, help="seed of the choice")
     add("--all-of-a-patient", action="store_true", help="use more than one slide per patient")
     add("--keep-duplicates", action="store_true", help="use slides of the same content twice")
@@ -52,6 +52,14 @@ def add_parser(commands: Commands) -> None:
     add("--shard", type=_shard, metavar="I/N", help="index only the I-th of N parts, I from 1")
     add("--merge", action="store_true", help="only check that all parts are there, and sum up")
     parser.set_defaults(command=_run)
+
+
+def _number(text: str) -> int | None:
+    if text == "all":
+        return None
+    if not (text.isdecimal() and int(text)):
+        raise argparse.ArgumentTypeError(f"expected 1 or more, or `all`, got {text!r}")
+    return int(text)
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -83,7 +91,7 @@ def _run(options: argparse.Namespace) -> None:
             grid,
             options.root,
             options.slides,
-            options.n_slides or None,
+            options.n_slides,
             options.seed,
             not options.all_of_a_patient,
             options.keep_duplicates,

@@ -6,30 +6,17 @@ import csv
 import dataclasses
 import hashlib
 import io
+import os
 import re
+from collections import defaultdict
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path, PurePosixPath
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import write_text
-
-SLIDE_SUFFIXES = frozenset(
-    {
-        ".bif",
-        ".czi",
-        ".dcm",
-        ".mrxs",
-        ".ndpi",
-        ".scn",
-        ".svs",
-        ".svslide",
-        ".tif",
-        ".tiff",
-        ".vms",
-        ".vmu",
-    }
-)
-"""File name endings of the formats that OpenSlide reads."""
+from g2l_plugin.slides.patients import clean_patient
+from g2l_plugin.slides.slide_list import SLIDE_SUFFIXES, ListedSlide, is_slide, read_slide_list
 
 _BARCODE = re.compile(
     r"(?P<patient>TCGA-(?P<centre>[A-Z0-9]{2})-[A-Z0-9]{4})"
@@ -51,6 +38,8 @@ class CohortSlide:
         section: TCGA's section, e.g. DX1 (diagnostic) or TS1 (frozen); "" if unknown.
         bytes: The file size according to the list, or None.
         md5: The file's checksum according to the list, or "".
+        mpp: Microns per pixel of level 0 according to the list, which go before what the file says;
+            or None.
     """
 
     slide: str
@@ -59,6 +48,7 @@ class CohortSlide:
     section: str = ""
     bytes: int | None = None
     md5: str = ""
+    mpp: float | None = None
 
 
 def choose_cohort(
@@ -78,9 +68,11 @@ def choose_cohort(
 
     Args:
         root: The folder of the slides. It is searched with its subfolders if `slides` is None.
-        slides: Paths relative to `root`, or a file that lists them: one path per line, a CSV with a
-            column `slide` (e.g. the one that an index writes), or a GDC manifest.
-        n_slides: How many slides to choose. None, or more than exist, chooses all.
+        slides: Paths relative to `root`, or a file that lists them: one path per line, a table with
+            a column `slide` (e.g. the one that an index writes) and, if known, `patient`, `centre`
+            and `mpp`, a manifest or sample sheet of GDC, or a list for CLAM or TRIDENT. A name may
+            lack its ending (.svs). A slide that is listed twice counts once.
+        n_slides: How many slides to choose, 1 or more. None, or more than exist, chooses all.
         seed: Seed of the choice.
         one_per_patient: Whether to use at most one slide per patient.
 
@@ -88,7 +80,7 @@ def choose_cohort(
         The slides, sorted by name.
 
     Raises:
-        UserError: There are no slides, or the list cannot be read.
+        UserError: There are no slides, `n_slides` is below 1, or the list cannot be read.
 
     Examples:
         >>> from g2l_plugin import choose_cohort
@@ -105,13 +97,19 @@ def choose_cohort(
         >>> slide.patient, slide.centre
         ('TCGA-BH-A0B1', 'BH')
     """
+    if n_slides is not None and n_slides < 1:
+        raise UserError(
+            f"{n_slides} slides cannot be chosen. Give 1 or more, or choose all: N_SLIDES=null "
+            "(`n_slides`), --n-slides all."
+        )
     root = Path(root).expanduser()
     if slides is None:
         found = _find_slides(root)
     elif isinstance(slides, (str, Path)):
         found = _read_list(Path(slides).expanduser(), root)
     else:
-        found = [describe_slide(str(name)) for name in slides]
+        names = dict.fromkeys(str(PurePosixPath(name)) for name in slides)
+        found = [describe_slide(name) for name in names]
     if not found:
         raise UserError(
             f"No slides in {slides if isinstance(slides, (str, Path)) else root}. Expected files "
@@ -140,15 +138,17 @@ def describe_slide(name: str) -> CohortSlide:
 def write_cohort(path: Path, slides: Sequence[CohortSlide]) -> None:
     """Writes a cohort as a CSV that `read_cohort` and `choose_cohort` can read."""
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, [field.name for field in dataclasses.fields(CohortSlide)])
+    names = [field.name for field in dataclasses.fields(CohortSlide)]
+    # Text is quoted, because a name may start with a space.
+    writer = csv.DictWriter(buffer, names, quoting=csv.QUOTE_NONNUMERIC)
     writer.writeheader()
     writer.writerows(dataclasses.asdict(slide) for slide in slides)
-    write_text(path, buffer.getvalue())
+    write_text(path, buffer.getvalue(), errors="surrogateescape")
 
 
 def read_cohort(path: Path) -> list[CohortSlide]:
     """Reads a cohort that `write_cohort` wrote."""
-    return _read_list(path, Path())
+    return [_describe(listed, listed.name) for listed in read_slide_list(path)]
 
 
 def _find_slides(root: Path) -> list[CohortSlide]:
@@ -168,49 +168,76 @@ def _find_slides(root: Path) -> list[CohortSlide]:
 
 
 def _read_list(path: Path, root: Path) -> list[CohortSlide]:
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(
-            f"The list of slides {path} cannot be read ({error}). Expected one path per line, a "
-            "CSV with a column 'slide', or a GDC manifest."
-        ) from error
-    lines = [line for line in text.splitlines() if line.strip()]
-    header = lines[0] if lines else ""
-    if header.split("\t")[:2] == ["id", "filename"]:
-        rows = csv.DictReader(lines, delimiter="\t")
-        return [_slide_from_manifest(row, root) for row in rows if _is_slide(row["filename"])]
-    if "slide" in header.split(","):
-        return [_slide_from_csv(row) for row in csv.DictReader(lines)]
-    return [describe_slide(line.strip()) for line in lines]
+    folder = _Folder(root)
+    slides: dict[str, CohortSlide] = {}
+    for listed in read_slide_list(path):
+        slide = _describe(listed, folder.locate(listed))
+        if slides.setdefault(slide.slide, slide) != slide:
+            raise UserError(
+                f"The list of slides {path} has {slide.slide} again in line {listed.line}, with "
+                "other values. Remove one of the lines."
+            )
+    return list(slides.values())
 
 
-def _is_slide(name: str) -> bool:
-    return PurePosixPath(name).suffix.lower() in SLIDE_SUFFIXES
-
-
-def _slide_from_csv(row: dict[str, str]) -> CohortSlide:
-    described = describe_slide(row["slide"])
-    return dataclasses.replace(
-        described,
-        patient=row.get("patient") or described.patient,
-        centre=row.get("centre") or described.centre,
-        section=row.get("section") or described.section,
-        bytes=int(row["bytes"]) if row.get("bytes") else None,
-        md5=row.get("md5") or "",
+def _describe(listed: ListedSlide, name: str) -> CohortSlide:
+    described = describe_slide(name)
+    return CohortSlide(
+        name,
+        clean_patient(listed.patient) or described.patient,
+        listed.centre or described.centre,
+        listed.section or described.section,
+        listed.bytes,
+        listed.md5,
+        listed.mpp,
     )
 
 
-def _slide_from_manifest(row: dict[str, str], root: Path) -> CohortSlide:
-    """Describes a slide from a row of a GDC manifest."""
-    # The GDC client downloads each file into a folder named after its id.
-    flat = root / row["filename"]
-    name = row["filename"] if flat.is_file() else f"{row['id']}/{row['filename']}"
-    return dataclasses.replace(
-        describe_slide(name),
-        bytes=int(row["size"]) if row.get("size") else None,
-        md5=row.get("md5") or "",
-    )
+class _Folder:
+    """The folder of the slides, in which those of a list are found."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def locate(self, listed: ListedSlide) -> str:
+        """Returns the path of a listed slide relative to the folder, whether it exists or not.
+
+        Raises:
+            UserError: The name lacks its ending, and several slides have it.
+        """
+        plain = listed.name.strip()
+        if listed.id:
+            # The GDC client downloads each file into a folder named after its id.
+            return plain if os.path.isfile(self._root / plain) else f"{listed.id}/{plain}"
+        for name in (listed.name, plain, plain.replace("\\", "/")):
+            if os.path.isfile(self._root / name):
+                return self._relative(name)
+        if is_slide(plain):
+            return self._relative(plain)
+        found = self._by_stem.get(plain, [])
+        if len(found) > 1:
+            raise UserError(
+                f"Line {listed.line} of the list of slides names {plain}, but {self._root} has "
+                f"{' and '.join(found[:2])}. Give the path with its ending."
+            )
+        return found[0] if found else self._relative(plain)
+
+    def _relative(self, name: str) -> str:
+        path = PurePosixPath(name)
+        for root in (self._root.absolute(), self._root.resolve()):
+            if path.is_relative_to(root.as_posix()):
+                path = path.relative_to(root.as_posix())
+        return str(path)
+
+    @cached_property
+    def _by_stem(self) -> dict[str, list[str]]:
+        """The folder's slides by their names without ending."""
+        names = defaultdict(list)
+        for slide in _find_slides(self._root):
+            path = PurePosixPath(slide.slide)
+            for stem in {path.stem, str(path.with_suffix(""))}:
+                names[stem].append(slide.slide)
+        return names
 
 
 def _preference(slide: CohortSlide) -> tuple[bool, int]:
@@ -222,4 +249,5 @@ def _preference(slide: CohortSlide) -> tuple[bool, int]:
 
 def _random_key(slide: CohortSlide, seed: int) -> bytes:
     """Returns a random sort key that depends on nothing but the file name and the seed."""
-    return hashlib.sha256(f"{seed}:{PurePosixPath(slide.slide).name}".encode()).digest()
+    text = f"{seed}:{PurePosixPath(slide.slide).name}"
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()

@@ -1,3 +1,5 @@
+import os
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,6 +110,51 @@ def test_a_missing_or_empty_source_gives_a_clear_error(tmp_path):
         choose_cohort(tmp_path)
     with pytest.raises(UserError, match="cannot be read.*GDC manifest"):
         choose_cohort(tmp_path, tmp_path / "nolist.csv")
-    (tmp_path / "binary.csv").write_bytes(b"\xff\xfe\x00\x81")
+    (tmp_path / "binary.csv").write_bytes(b"PK\x03\x04\x14\x00\x06\x00")  # an Excel file
     with pytest.raises(UserError, match="cannot be read"):
         choose_cohort(tmp_path, tmp_path / "binary.csv")
+
+
+def test_a_slide_that_is_listed_twice_counts_once(tmp_path):
+    (tmp_path / "list.txt").write_text("a.svs\n./a.svs\na.svs\nb.svs\n")
+    for source in (tmp_path / "list.txt", ["a.svs", "./a.svs", "b.svs"]):
+        assert names(choose_cohort(".", source, one_per_patient=False)) == ["a.svs", "b.svs"]
+    (tmp_path / "list.csv").write_text("slide,mpp\na.svs,0.25\na.svs,0.5\n")
+    with pytest.raises(UserError, match=r"a\.svs again in line 3, with other values"):
+        choose_cohort(".", tmp_path / "list.csv")
+
+
+@pytest.mark.parametrize("n_slides", [0, -1])
+def test_a_choice_of_no_slides_is_refused(n_slides):
+    with pytest.raises(UserError, match=r"cannot be chosen\. Give 1 or more"):
+        choose_cohort(".", ["a.svs", "b.svs"], n_slides=n_slides)
+
+
+def test_names_of_a_list_are_found_in_the_folder(tmp_path):
+    for path in ("one.svs", "sub/two.1f2e.svs", "three.tiff", " four.svs"):
+        (tmp_path / path).parent.mkdir(exist_ok=True)
+        (tmp_path / path).write_bytes(b"")
+    expected = [" four.svs", "one.svs", "sub/two.1f2e.svs", "three.tiff"]
+    listed = [tmp_path / "one.svs", "two.1f2e", ".\\three.tiff", " four.svs"]
+    (tmp_path / "list.txt").write_text("\r\n".join(map(str, listed)))
+    assert names(choose_cohort(tmp_path, tmp_path / "list.txt")) == expected
+    (tmp_path / "one.tif").write_bytes(b"")
+    (tmp_path / "list.txt").write_text("one\n")
+    with pytest.raises(UserError, match=r"Line 1 .* names one, but .*ending"):
+        choose_cohort(tmp_path, tmp_path / "list.txt")
+
+
+def test_two_spellings_of_a_patient_are_one_patient(tmp_path):
+    (tmp_path / "list.csv").write_text(
+        "slide,patient\na.svs,P1\nb.svs,P1 \nc.svs,7\nd.svs,7.0\ne.svs,\nf.svs,NA\n"
+    )
+    cohort = choose_cohort(".", tmp_path / "list.csv")
+    assert sorted(slide.patient for slide in cohort) == ["", "", "7", "P1"]
+
+
+@given(st.lists(st.binary(min_size=1).filter(lambda name: not {0, 47} & {*name}), min_size=1))
+def test_any_name_is_read_as_it_was_written(tmp_path_factory, found):
+    path = tmp_path_factory.mktemp("cohort") / "cohort.csv"
+    slides = [CohortSlide(os.fsdecode(name + b".svs"), mpp=0.25) for name in found]
+    write_cohort(path, slides)
+    assert read_cohort(path) == slides
