@@ -32,6 +32,7 @@ from g2l_plugin.slides.index_files import (
     write_table,
 )
 from g2l_plugin.slides.slide import SlideError
+from g2l_plugin.slides.slide_list import list_digest
 from g2l_plugin.slides.tile_grid import SlideRecord, TileGrid, index_slide
 
 _Job = tuple[Path, Path, CohortSlide, TileGrid]
@@ -53,8 +54,9 @@ def build_index(
 ) -> Index | None:
     """Chooses a cohort and indexes its slides in parallel, continuing an index that exists.
 
-    The cohort is chosen again only if the arguments of the choice have changed, and a slide is
-    indexed again only if its file or the grid has changed.
+    The cohort is chosen again only if the arguments of the choice or the content of the list have
+    changed, and a slide is indexed again only if its file or the grid has changed. If the folder
+    has got slides that would be chosen today, a warning says so.
 
     Args:
         index_dir: Folder of the index.
@@ -90,7 +92,7 @@ def build_index(
     root, folder = Path(root).expanduser(), Path(index_dir).expanduser()
     choice = {
         "root": str(root.resolve()),
-        "slides": str(slides) if isinstance(slides, (str, Path)) else slides,
+        "slides": _identify(slides),
         "n_slides": n_slides,
         "seed": seed,
         "one_per_patient": one_per_patient,
@@ -101,6 +103,8 @@ def build_index(
         "keep_duplicates": keep_duplicates,
     }
     cohort = _read_same_cohort(folder, choice)
+    if cohort is not None and slides is None:
+        _warn_of_others(folder, root, cohort, n_slides, seed, one_per_patient)
     if cohort is None:
         cohort = choose_cohort(root, slides, n_slides, seed, one_per_patient)
         _check_downloads(folder, root, slides, cohort, max_lost)
@@ -114,20 +118,49 @@ def build_index(
     return summarize_index(folder, grid, root, keep_duplicates)
 
 
+def _identify(slides: str | Path | Sequence[str] | None) -> str | list[str] | None:
+    """Describes the slides to choose from, a list by its content: it may be edited or moved."""
+    if slides is None:
+        return None
+    if isinstance(slides, (str, Path)):
+        return f"sha256:{list_digest(Path(slides).expanduser())}"
+    return [str(name) for name in slides]
+
+
 def _read_same_cohort(folder: Path, choice: dict[str, Any]) -> list[CohortSlide] | None:
     """Reads the cohort that the same choice wrote before, or returns None."""
-    if not (folder / "index.json").is_file():
+    if not (folder / "index.json").is_file() or not (folder / "cohort.csv").is_file():
         return None
     written = read_settings(folder)["cohort"]
     if written == choice:
         return read_cohort(folder / "cohort.csv")
     changed = [
-        f"{key} {written.get(key)!r} to {choice[key]!r}"
-        for key in choice
-        if written.get(key) != choice[key]
+        "another list of slides" if key == "slides" else f"{key} {written.get(key)!r} to {value!r}"
+        for key, value in choice.items()
+        if written.get(key) != value
     ]
     logger.warning(f"The cohort of {folder} is chosen again: {', '.join(changed)}.")
     return None
+
+
+def _warn_of_others(
+    folder: Path,
+    root: Path,
+    cohort: Sequence[CohortSlide],
+    n_slides: int | None,
+    seed: int,
+    one_per_patient: bool,
+) -> None:
+    """Logs a warning if the folder has slides that would be chosen today, but were not."""
+    today = choose_cohort(root, None, n_slides, seed, one_per_patient)
+    kept = {slide.slide for slide in cohort}
+    if others := [slide.slide for slide in today if slide.slide not in kept]:
+        count = f"{len(others):,} slides here are" if len(others) > 1 else "1 slide here is"
+        logger.warning(
+            f"{count} not in the cohort of {folder}, which was chosen "
+            f"before and is kept (first {others[0]}). To take them, remove "
+            f"{folder / 'cohort.csv'} and run the same command: no slide is indexed twice."
+        )
 
 
 def _check_downloads(

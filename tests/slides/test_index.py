@@ -76,6 +76,39 @@ def test_the_cohort_does_not_change_when_slides_are_added(tmp_path, slides, writ
     assert len(build_index(tmp_path / "index", GRID, slides, n_slides=5).cohort) == 5
 
 
+def test_slides_that_were_added_are_said_and_taken_if_the_cohort_is_removed(
+    tmp_path, slides, write_slide, warned
+):
+    first = build_index(tmp_path / "index", GRID, slides)
+    assert build_index(tmp_path / "index", GRID, slides).cohort == first.cohort
+    assert not warned
+    for name in ("8.tiff", "9.tiff"):
+        write_slide(slides / name, 320)
+    before = stamps(tmp_path / "index")
+    assert build_index(tmp_path / "index", GRID, slides).cohort == first.cohort
+    assert "2 slides here are not in the cohort" in warned[0]
+    assert f"remove {tmp_path / 'index' / 'cohort.csv'}" in warned[0]
+    (tmp_path / "index" / "cohort.csv").unlink()
+    assert len(build_index(tmp_path / "index", GRID, slides).cohort) == 6
+    assert before.items() <= stamps(tmp_path / "index").items()
+
+
+def test_an_edited_list_is_chosen_from_again_and_a_moved_one_is_not(tmp_path, slides, warned):
+    (tmp_path / "list.txt").write_text("0.tiff\n")
+    assert len(build_index(tmp_path / "index", GRID, slides, tmp_path / "list.txt").cohort) == 1
+    (tmp_path / "list.txt").rename(tmp_path / "moved.txt")
+    build_index(tmp_path / "index", GRID, slides, tmp_path / "moved.txt")
+    assert not warned
+    (tmp_path / "moved.txt").write_text("0.tiff\n1.tiff\n3.tiff\n")
+    index = build_index(tmp_path / "index", GRID, slides, tmp_path / "moved.txt")
+    assert outcomes(index) == dict.fromkeys(["0.tiff", "1.tiff", "3.tiff"], "used")
+    assert "chosen again: another list of slides" in warned[0]
+    build_index(tmp_path / "index", GRID, slides, ("0.tiff", "1.tiff"))
+    del warned[:]
+    build_index(tmp_path / "index", GRID, slides, ["0.tiff", "1.tiff"])
+    assert not warned
+
+
 def test_a_changed_slide_or_grid_is_indexed_again_but_not_a_copied_slide(
     tmp_path, slides, write_slide
 ):
