@@ -58,9 +58,8 @@ class TileDataset(MapDataset[Any]):
 
         Args:
             root: The folder of the slides.
-            file_paths: Slides relative to `root`, or a file that lists them (one path per line, a
-                CSV with a column `slide`, a GDC manifest); None uses all slides in the folder and
-                its subfolders.
+            file_paths: Slides relative to `root`, or a file that lists them, as in `choose_cohort`;
+                None uses all slides in the folder and its subfolders.
             n_slides: How many slides to keep, chosen with `seed`; None keeps all.
             one_per_patient: Whether to use at most one slide per patient, by TCGA barcode.
             width: Tile width in pixels at `target_mpp`.

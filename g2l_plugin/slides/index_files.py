@@ -63,6 +63,7 @@ def write_table(
     table = pa.table({name: pa.array(tiles.get(name, []), kind) for name, kind in types.items()})
     metadata = {
         "slide": slide.slide,
+        "mpp": slide.mpp,
         "grid": dataclasses.asdict(grid),
         "record": dataclasses.asdict(record),
     }
@@ -72,7 +73,7 @@ def write_table(
 
 
 def read_record(folder: Path, slide: CohortSlide, grid: TileGrid) -> SlideRecord | None:
-    """Reads the record of a slide, or returns None if it is not indexed with this grid."""
+    """Reads the record of a slide, or returns None if it is not indexed with this grid and mpp."""
     try:
         metadata = pq.read_metadata(table_path(folder, slide)).metadata or {}
     except FileNotFoundError:
@@ -88,7 +89,7 @@ def read_record(folder: Path, slide: CohortSlide, grid: TileGrid) -> SlideRecord
     if not record["mpp_overwritten"]:
         # `overwrite_mpp` changes no other slide: setting it for three does not reindex a thousand.
         expected["overwrite_mpp"] = written["grid"]["overwrite_mpp"]
-    if written["grid"] != expected:
+    if written["grid"] != expected or written.get("mpp") != slide.mpp:
         return None
     if (plan := record["plan"]) is not None:
         record["plan"] = ReadPlan(

@@ -248,7 +248,7 @@ def _index_to_files(job: _Job) -> str:
         message = f"Slide {path} has {stat.st_size:,} of {slide.bytes:,} bytes. Download it again."
         record = SlideRecord(problem="incomplete", message=message)
     else:
-        record, tiles, thumbnail = _try_to_index(path, grid)
+        record, tiles, thumbnail = _try_to_index(path, grid, slide.mpp)
         if record.problem and not path.is_file():
             return "missing"
     record = dataclasses.replace(record, bytes=stat.st_size, modified=stat.st_mtime_ns)
@@ -260,11 +260,11 @@ def _index_to_files(job: _Job) -> str:
 
 
 def _try_to_index(
-    path: Path, grid: TileGrid
+    path: Path, grid: TileGrid, mpp: float | None
 ) -> tuple[SlideRecord, dict[str, Any], Image.Image | None]:
     """Indexes a slide as `index_slide` does, or records why it cannot be used."""
     try:
-        return index_slide(path, grid)
+        return index_slide(path, grid, mpp)
     except SlideError as error:
         overwritten = error.problem in ("no resolution", "wrong resolution")
         record = SlideRecord(problem=error.problem, message=str(error), mpp_overwritten=overwritten)

@@ -37,7 +37,7 @@ class TileGrid:
         width: Tile width in pixels at `target_mpp`.
         height: Tile height in pixels at `target_mpp`.
         target_mpp: Microns per pixel of the tiles.
-        overwrite_mpp: Microns per pixel of slides whose metadata has none.
+        overwrite_mpp: Microns per pixel of slides of which neither list nor metadata has them.
         min_tissue: Minimum share of a tile's area that is tissue, 0 to 1.
         min_sharpness: Minimum sharpness (`tissue.sharpness`) of a tile; 0 does not measure it.
     """
@@ -63,7 +63,8 @@ class SlideRecord:
         width: Width of level 0 in pixels.
         height: Height of level 0 in pixels.
         mpp: Microns per pixel of level 0.
-        mpp_overwritten: Whether the metadata has no mpp, so that `overwrite_mpp` decides.
+        mpp_overwritten: Whether neither the list nor the metadata has an mpp, so that
+            `overwrite_mpp` decides.
         objective_power: Magnification of the objective, e.g. 20 or 40; None if unknown.
         plan: How the slide's tiles are read.
         tiles: Tiles kept.
@@ -97,9 +98,14 @@ class SlideRecord:
 
 
 def index_slide(
-    path: Path, grid: TileGrid
+    path: Path, grid: TileGrid, mpp: float | None = None
 ) -> tuple[SlideRecord, dict[str, np.ndarray], Image.Image]:
     """Lays a non-overlapping grid over a slide and keeps the tiles on tissue without artefacts.
+
+    Args:
+        path: The slide.
+        grid: Size and resolution of the tiles, and which are kept.
+        mpp: Microns per pixel of its level 0; None takes what its metadata says.
 
     Returns:
         The record; the tiles as columns x, y (int32, level 0), tissue and sharpness (float32, NaN
@@ -109,7 +115,8 @@ def index_slide(
         SlideError: The slide cannot be opened or read, or its resolution is unknown or too coarse.
     """
     with open_slide(path) as slide:
-        mpp = slide_mpp(slide, path, grid.overwrite_mpp)
+        mpp_overwritten = mpp is None and not has_mpp(slide)
+        mpp = mpp or slide_mpp(slide, path, grid.overwrite_mpp)
         plan = plan_reads(slide, path, mpp, grid.target_mpp, (grid.width, grid.height))
         slide_size = slide.dimensions
         record = SlideRecord(
@@ -117,7 +124,7 @@ def index_slide(
             width=slide_size[0],
             height=slide_size[1],
             mpp=mpp,
-            mpp_overwritten=not has_mpp(slide),
+            mpp_overwritten=mpp_overwritten,
             objective_power=objective_power(slide),
             plan=plan,
         )

@@ -141,6 +141,27 @@ def test_overwrite_mpp_reindexes_only_slides_without_mpp(tmp_path, slides, write
     assert [name[:7] for name in changed] == ["unknown"]
 
 
+def test_a_list_gives_slides_their_own_mpp_and_a_changed_one_is_indexed_again(
+    tmp_path, slides, write_slide
+):
+    write_slide(slides / "unknown.tiff", 320, mpp=None)
+    for mpp in (0.25, 0.5):
+        (tmp_path / "list.csv").write_text(
+            f"slide,mpp\n0.tiff,\n1.tiff,{mpp}\nunknown.tiff,{2 * mpp}\n"
+        )
+        index = build_index(tmp_path / "index", GRID, slides, tmp_path / "list.csv")
+        assert [record.mpp for record in index.records] == [0.5, mpp, 2 * mpp * (mpp < 0.5)]
+        assert not any(record.mpp_overwritten for record in index.records)
+        if mpp == 0.25:
+            before = stamps(tmp_path / "index")
+            assert index.records[1].plan.level0_size == (128, 128)
+    assert outcomes(index)["unknown.tiff"] == "too coarse"
+    changed = [name for name, stamp in stamps(tmp_path / "index").items() if stamp != before[name]]
+    assert sorted(name[0] for name in changed) == ["1", "u"]
+    rows = list(csv.DictReader((tmp_path / "index" / "slides.csv").open()))
+    assert [float(row["mpp"]) for row in rows] == [0.5, 0.5, 0]
+
+
 def test_bad_slides_are_left_out_and_counted(tmp_path, slides, write_slide):
     (slides / "3.tiff").unlink()
     whole = (slides / "2.tiff").read_bytes()
@@ -178,10 +199,10 @@ def test_bad_slides_are_left_out_and_counted(tmp_path, slides, write_slide):
 def test_a_slide_that_kills_its_process_is_left_out(tmp_path, slides, monkeypatch):
     index_slide = indexing.index_slide
 
-    def index_or_die(path, grid):
+    def index_or_die(path, grid, mpp):
         if path.name == "1.tiff":
             os.kill(os.getpid(), signal.SIGKILL)
-        return index_slide(path, grid)
+        return index_slide(path, grid, mpp)
 
     monkeypatch.setattr(indexing, "index_slide", index_or_die)
     index = build_index(tmp_path / "index", GRID, slides, workers=2)
@@ -194,8 +215,8 @@ def test_a_folder_that_disappears_stops_indexing_which_continues_later(
 ):
     index_slide = indexing.index_slide
 
-    def index_and_vanish(path, grid):
-        result = index_slide(path, grid)
+    def index_and_vanish(path, grid, mpp):
+        result = index_slide(path, grid, mpp)
         if path.name == "1.tiff":
             slides.rename(tmp_path / "unmounted")
         return result
