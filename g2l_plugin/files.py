@@ -11,6 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 
+def printable(text: str) -> str:
+    r"""Writes bytes of file names that are not UTF-8, which no text file may have, as \xe9.
+
+    Examples:
+        >>> import os
+        >>> from g2l_plugin.files import printable
+        >>> print(printable(os.fsdecode(b"caf\xe9.svs")))
+        caf\xe9.svs
+    """
+    return text.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
 def flush_to_disk(path: Path) -> None:
     """Waits until a file, or a folder's list of files, is on the disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)

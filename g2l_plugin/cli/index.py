@@ -111,6 +111,8 @@ def _print(index: Index) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from g2l_plugin.files import printable
+
     console = Console(soft_wrap=True)
     slides = Table("slides", "", title="Slides by status")
     for status, count in index.counts().most_common():
@@ -122,6 +124,7 @@ def _print(index: Index) -> None:
         tiles.add_row("kept" if name == "tiles" else name.replace("_", " "), f"{total:,}")
     console.print(tiles)
     for record in [record for record in index.records if record.problem][:10]:
-        console.print(f"{record.problem}: {record.message}", style="yellow", markup=False)
+        message = printable(record.message)
+        console.print(f"{record.problem}: {message}", style="yellow", markup=False)
     print(f"Summary: {index.folder / 'slides.csv'}")
     print(f"Look at: {index.folder / 'index.html'}")

@@ -250,4 +250,4 @@ def _preference(slide: CohortSlide) -> tuple[bool, int]:
 def _random_key(slide: CohortSlide, seed: int) -> bytes:
     """Returns a random sort key that depends on nothing but the file name and the seed."""
     text = f"{seed}:{PurePosixPath(slide.slide).name}"
-    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).digest()
+    return hashlib.sha256(os.fsencode(text)).digest()

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import io
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from g2l_plugin.errors import UserError
-from g2l_plugin.files import new_file
+from g2l_plugin.files import printable, write_text
 from g2l_plugin.slides.cohort import CohortSlide, read_cohort
 from g2l_plugin.slides.index_files import read_current_record, read_xy, thumbnail_path
 from g2l_plugin.slides.slide import ReadPlan
@@ -188,10 +190,11 @@ def summarize_index(
         _summary_row(slide, record)
         for slide, record in zip(index.cohort, index.records, strict=True)
     ]
-    with new_file(index.folder / "slides.csv") as partial, partial.open("w", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
+    table = io.StringIO()
+    writer = csv.DictWriter(table, list(rows[0]))
+    writer.writeheader()
+    writer.writerows(rows)
+    write_text(index.folder / "slides.csv", table.getvalue())
     thumbnails = [thumbnail_path(index.folder, slide) for slide in index.cohort]
     write_page(index.folder / "index.html", rows, thumbnails)
     return index
@@ -203,7 +206,7 @@ def _find_record(
     """Finds the record of a slide, or returns None if it has to be indexed first."""
     record = read_current_record(folder, root, slide, grid)
     path = root / slide.slide
-    if record is None and not path.is_file():
+    if record is None and not os.path.isfile(path):  # which also takes a name that is too long
         return SlideRecord(problem="missing", message=f"Slide {path} does not exist.")
     return record
 
@@ -227,7 +230,7 @@ def _mark_duplicates(
 def _summary_row(slide: CohortSlide, record: SlideRecord) -> dict[str, Any]:
     row = dataclasses.asdict(slide) | {"outcome": record.outcome} | dataclasses.asdict(record)
     del row["plan"], row["problem"]
-    return row
+    return row | {key: printable(row[key]) for key in ("slide", "message")}
 
 
 def _ranges(numbers: Sequence[int]) -> str:

@@ -9,6 +9,7 @@ import dataclasses
 import glob
 import hashlib
 import json
+import os
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -147,5 +148,7 @@ def read_xy(folder: Path, slide: CohortSlide) -> np.ndarray:
 
 def _file_stem(slide: CohortSlide) -> str:
     """Names a slide's files, differently for slides of the same name in two folders."""
-    digest = hashlib.sha256(slide.slide.encode()).hexdigest()[:8]
-    return f"{PurePosixPath(slide.slide).stem[:80]}-{digest}"
+    digest = hashlib.sha256(os.fsencode(slide.slide)).hexdigest()[:8]
+    # A file name may have 255 bytes, and a character up to 4 of them.
+    stem = os.fsencode(PurePosixPath(slide.slide).stem)[:80].decode("utf-8", "ignore")
+    return f"{stem}-{digest}"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -174,7 +175,7 @@ def _check_downloads(
 
     If they come from a GDC manifest, a manifest of the missing slides is written for the download.
     """
-    missing = [slide for slide in cohort if not (root / slide.slide).is_file()]
+    missing = [slide for slide in cohort if not os.path.isfile(root / slide.slide)]
     if len(missing) <= max_lost * len(cohort):
         return
     message = (

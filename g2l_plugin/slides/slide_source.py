@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -120,7 +121,7 @@ class SlideTiles:
 
     def fingerprint(self) -> str:
         """SHA-256 of slide names and tile places; the folder of the slides does not change it."""
-        digest = hashlib.sha256("\n".join(path.name for path in self.paths).encode())
+        digest = hashlib.sha256(os.fsencode("\n".join(path.name for path in self.paths)))
         digest.update(self.slide_of_tile.tobytes())
         digest.update(self.xy.tobytes())
         return digest.hexdigest()

@@ -12,10 +12,12 @@ import pytest
 from PIL import Image
 
 from g2l_plugin.errors import UserError
+from g2l_plugin.files import printable
 from g2l_plugin.slides import indexing
 from g2l_plugin.slides.cohort import read_cohort
 from g2l_plugin.slides.index import open_index, summarize_index
 from g2l_plugin.slides.indexing import build_index
+from g2l_plugin.slides.slide_source import SlideTiles
 from g2l_plugin.slides.tile_grid import TileGrid
 
 GRID = TileGrid(64, 64, min_sharpness=0)
@@ -194,6 +196,35 @@ def test_bad_slides_are_left_out_and_counted(tmp_path, slides, write_slide):
     assert page.index("cannot be opened") < page.index("2.tiff")
     kept = build_index(tmp_path / "index", GRID, slides, keep_duplicates=True)
     assert outcomes(kept)["döppelt.tiff"] == "used"
+
+
+def test_slides_of_any_name_are_indexed(tmp_path, write_slide):
+    names = [b"caf\xe9 2.tiff", "病".encode() * 78 + b".tiff", b"new\nline.tiff", b" lead.tiff"]
+    names += ["sep\u2028x.tiff".encode(), b'q"u,o.tiff', b"[x]*.tiff", b"%20#?.tiff"]
+    names = sorted(map(os.fsdecode, names))
+    for number, name in enumerate(names):
+        write_slide(tmp_path / "slide.tiff", 320 + 64 * number)
+        (tmp_path / "slides").mkdir(exist_ok=True)
+        (tmp_path / "slide.tiff").rename(tmp_path / "slides" / name)
+    index = build_index(tmp_path / "index", GRID, tmp_path / "slides")
+    assert outcomes(index) == dict.fromkeys(names, "used")
+    assert open_index(tmp_path / "index", GRID, tmp_path / "slides").records == index.records
+    rows = list(
+        csv.DictReader((tmp_path / "index" / "slides.csv").open(encoding="utf-8", newline=""))
+    )
+    assert [row["slide"] for row in rows] == [printable(name) for name in names]
+    assert "caf\\xe9 2.tiff" in [row["slide"] for row in rows]
+    (tmp_path / "list.txt").write_bytes(b"caf\xe9 2.tiff\n")
+    listed = build_index(tmp_path / "listed", GRID, tmp_path / "slides", tmp_path / "list.txt")
+    assert outcomes(listed) == {os.fsdecode(b"caf\xe9 2.tiff"): "used"}
+    tiles = SlideTiles(listed.load(), (64, 64))
+    assert len(tiles.fingerprint()) == 64
+    assert "caf\\xe9" in printable(tiles.locate(np.arange(2)).to_csv())
+
+
+def test_a_name_that_is_no_file_name_is_missing(tmp_path, slides):
+    index = build_index(tmp_path / "index", GRID, slides, ["0.tiff", "x" * 300], max_lost=1)
+    assert outcomes(index) == {"0.tiff": "used", "x" * 300: "missing"}
 
 
 def test_a_slide_that_kills_its_process_is_left_out(tmp_path, slides, monkeypatch):

@@ -27,7 +27,7 @@ from g2l_plugin.distillation.running.run_checkpoint import save_jointly
 from g2l_plugin.distillation.running.run_module import RunModule
 from g2l_plugin.distillation.running.run_state import tile_dataset
 from g2l_plugin.errors import UserError, in_one_line
-from g2l_plugin.files import write_text
+from g2l_plugin.files import printable, write_text
 from g2l_plugin.runs.checkpoints import (
     FOLDER,
     LAST,
@@ -195,7 +195,7 @@ class KDTrainer(Trainer):
             return
         rank = f"_rank{self.global_rank}" if self.world_size > 1 else ""
         path = run_folder / f"lost_tiles{rank}.csv"
-        write_text(path, lost.to_csv(index=False))
+        write_text(path, printable(lost.to_csv(index=False)))
         logger.warning(f"{len(lost):,} of {len(dataset):,} tiles could not be read: {path}")
 
     @contextlib.contextmanager
