@@ -10,6 +10,13 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
+from loguru import logger
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
 
 def printable(text: str) -> str:
     r"""Writes bytes of file names that are not UTF-8, which no text file may have, as \xe9.
@@ -80,3 +87,31 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def locked(path: Path, part: int | None = None) -> Iterator[None]:
+    """Holds a lock during the block, and first waits until no other process holds it.
+
+    The system releases the lock of a process that dies, on a network disk too.
+
+    Args:
+        path: The file of the lock, which is made and stays.
+        part: Locks only this part, from 0: others may hold other parts. None locks all.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        if fcntl is not None:
+            # Not `flock`, which child processes inherit, and may hold for longer.
+            span = (0, 0) if part is None else (1, part)  # length (0 is all) and start
+            try:
+                fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB, *span)
+            except (BlockingIOError, PermissionError):
+                logger.warning(f"Another process is at work in {path.parent}: waiting for its end.")
+                fcntl.lockf(file, fcntl.LOCK_EX, *span)
+            except OSError as error:
+                logger.warning(
+                    f"{path} cannot be locked ({error}): the disk has no locks. Let only one "
+                    f"process at a time work in {path.parent}."
+                )
+        yield

@@ -1,6 +1,10 @@
+import errno
+import subprocess
+import sys
+
 import pytest
 
-from g2l_plugin.files import new_file, new_folder, write_text
+from g2l_plugin.files import locked, new_file, new_folder, write_text
 
 
 def test_a_folder_appears_complete_and_replaces_the_old_one(tmp_path):
@@ -44,3 +48,32 @@ def test_a_file_is_replaced_only_when_it_is_complete(tmp_path):
         assert target.read_text() == "old"
     assert target.read_text() == "new"
     assert [file.name for file in tmp_path.iterdir()] == ["a.txt"]
+
+
+def test_parts_of_a_lock_are_held_side_by_side_but_not_with_the_whole(tmp_path):
+    def takes(part):
+        """Whether another process gets the lock at once."""
+        code = (
+            "import sys, loguru; loguru.logger.add(lambda _: sys.exit('waits'), catch=False)\n"
+            "from g2l_plugin.files import locked, Path\n"
+            f"with locked(Path({str(path)!r}), {part}): ..."
+        )
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert found.returncode == 0 or "waits" in found.stderr
+        return found.returncode == 0
+
+    path = tmp_path / "folder" / ".lock"
+    with locked(path, 2):
+        assert [takes(part) for part in (1, 2, None)] == [True, False, False]
+    with locked(path):
+        assert not takes(3)
+    assert takes(None)
+
+
+def test_a_disk_without_locks_is_said(tmp_path, monkeypatch, warned):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr("g2l_plugin.files.fcntl.lockf", refuse)
+    with locked(tmp_path / ".lock"):
+        assert "cannot be locked" in warned[0] and "only one process" in warned[0]

@@ -2,7 +2,7 @@
 
 An index is a folder with `cohort.csv` (the slides chosen), `index.json` (the settings), `slides/`
 and `thumbnails/` (a tile table and a picture of each slide), `slides.csv` (the outcome for each
-slide) and `index.html` (the same as a page).
+slide), `index.html` (the same as a page) and `.lock` (held while slides are indexed).
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Making an index: a cohort is chosen and its slides are indexed in parallel.
 
 Each file is written under another name and renamed once it is complete, so indexing can be
-interrupted at any time and continues from there.
+interrupted at any time and continues from there. Of two processes with one folder, or with the same
+shard of it, the second waits for the first.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from g2l_plugin.errors import UserError
-from g2l_plugin.files import new_file, write_text
+from g2l_plugin.files import locked, new_file, write_text
 from g2l_plugin.parallel import WorkerCrash, run_in_processes
 from g2l_plugin.slides.cohort import CohortSlide, choose_cohort, read_cohort, write_cohort
 from g2l_plugin.slides.index import Index, read_settings, summarize_index
@@ -103,20 +104,21 @@ def build_index(
         "grid": dataclasses.asdict(grid),
         "keep_duplicates": keep_duplicates,
     }
-    cohort = _read_same_cohort(folder, choice)
-    if cohort is not None and slides is None:
-        _warn_of_others(folder, root, cohort, n_slides, seed, one_per_patient)
-    if cohort is None:
-        cohort = choose_cohort(root, slides, n_slides, seed, one_per_patient)
-        _check_downloads(folder, root, slides, cohort, max_lost)
-        write_cohort(folder / "cohort.csv", cohort)
-    # After the cohort: settings on disk mean that the cohort they chose is on disk too.
-    write_text(folder / "index.json", json.dumps(settings, indent=1) + "\n")
-    part = cohort if shard is None else cohort[shard[0] - 1 :: shard[1]]
-    _index_slides(folder, root, part, grid, workers)
-    if shard is not None:
-        return None
-    return summarize_index(folder, grid, root, keep_duplicates)
+    with locked(folder / ".lock", shard and shard[0]):
+        cohort = _read_same_cohort(folder, choice)
+        if cohort is not None and slides is None:
+            _warn_of_others(folder, root, cohort, n_slides, seed, one_per_patient)
+        if cohort is None:
+            cohort = choose_cohort(root, slides, n_slides, seed, one_per_patient)
+            _check_downloads(folder, root, slides, cohort, max_lost)
+            write_cohort(folder / "cohort.csv", cohort)
+        # After the cohort: settings on disk mean that the cohort they chose is on disk too.
+        write_text(folder / "index.json", json.dumps(settings, indent=1) + "\n")
+        part = cohort if shard is None else cohort[shard[0] - 1 :: shard[1]]
+        _index_slides(folder, root, part, grid, workers)
+        if shard is not None:
+            return None
+        return summarize_index(folder, grid, root, keep_duplicates)
 
 
 def _identify(slides: str | Path | Sequence[str] | None) -> str | list[str] | None:

@@ -1,3 +1,4 @@
+import contextlib
 import csv
 import json
 import os
@@ -42,6 +43,7 @@ def test_an_index_contains_cohort_tables_thumbnails_summary_and_page(tmp_path, s
     index = build_index(tmp_path / "index", GRID, slides)
     assert [slide.slide for slide in index.cohort] == [f"{n}.tiff" for n in range(4)]
     assert sorted(p.name for p in (tmp_path / "index").iterdir()) == [
+        ".lock",
         "cohort.csv",
         "index.html",
         "index.json",
@@ -274,14 +276,16 @@ def test_shards_together_equal_the_whole_index(tmp_path, slides):
         assert (tmp_path / "parts" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
 
 
-def test_a_killed_run_leaves_no_partial_file_and_the_next_continues(tmp_path, slides):
+@pytest.fixture
+def slow_index(tmp_path, slides):
+    """A process that makes the index slowly; it has written a table."""
     program = (
         "import time\n"
         "from g2l_plugin.slides import index_files, indexing\n"
         "write = index_files.pq.write_table\n"
         "def slow(table, path):\n"
         "    open(path, 'wb').write(b'half')\n"
-        "    time.sleep(0.3)\n"
+        "    time.sleep(0.5)\n"
         "    write(table, path)\n"
         "index_files.pq.write_table = slow\n"
         f"indexing.build_index({str(tmp_path / 'index')!r}, "
@@ -293,8 +297,16 @@ def test_a_killed_run_leaves_no_partial_file_and_the_next_continues(tmp_path, sl
     while not (tables.is_dir() and list(tables.glob("*.parquet")) and list(tables.glob(".*"))):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.01)
-    os.killpg(process.pid, signal.SIGKILL)
+    yield process
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
+
+def test_a_killed_run_leaves_no_partial_file_and_the_next_continues(tmp_path, slides, slow_index):
+    tables = tmp_path / "index" / "slides"
+    os.killpg(slow_index.pid, signal.SIGKILL)
+    slow_index.wait()
     done = stamps(tmp_path / "index")
     assert list(tables.glob(".*.part"))
     index = build_index(tmp_path / "index", GRID, slides)
@@ -302,6 +314,24 @@ def test_a_killed_run_leaves_no_partial_file_and_the_next_continues(tmp_path, sl
     assert sorted(p.suffix for p in tables.iterdir()) == [".parquet"] * 4
     for name, stamp in stamps(tmp_path / "index").items():
         assert name not in done or stamp == done[name]
+
+
+def test_the_second_of_two_runs_says_that_it_waits_and_both_end_well(
+    tmp_path, slides, slow_index, warned
+):
+    index = build_index(tmp_path / "index", GRID, slides)
+    assert index.counts() == {"used": 4}
+    assert f"Another process is at work in {tmp_path / 'index'}: waiting" in warned[0]
+    assert slow_index.wait() == 0
+
+
+def test_a_dead_run_is_not_waited_for_even_if_its_workers_live(
+    tmp_path, slides, slow_index, warned
+):
+    slow_index.kill()
+    slow_index.wait()
+    assert build_index(tmp_path / "index", GRID, slides).counts() == {"used": 4}
+    assert not warned
 
 
 def test_a_damaged_table_is_made_again(tmp_path, slides):
