@@ -16,6 +16,7 @@ from rich.table import Table
 
 from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.files import write_text
+from g2l_plugin.slides.patients import clean_patient
 
 SPLITS = ("train", "val", "test")
 
@@ -29,7 +30,7 @@ def read_table(path: Path, columns: dict[str, str], required: Sequence[str]) -> 
         required: Our names of the columns that it must have.
 
     Returns:
-        The table with our column names and normalised paths.
+        The table with our column names, normalised paths and cleaned names of patients.
 
     Raises:
         UserError: The manifest does not exist, cannot be read, or lacks a column.
@@ -60,6 +61,8 @@ def read_table(path: Path, columns: dict[str, str], required: Sequence[str]) -> 
     for name in ("label", "split"):
         if name in table:
             table[name] = table[name].str.strip()
+    if "patient" in table:
+        table["patient"] = table["patient"].map(clean_patient)
     return table.assign(path=[posixpath.normpath(name) if name else "" for name in table["path"]])
 
 
@@ -200,7 +203,9 @@ def _check_splits(table: pd.DataFrame, path: Path) -> None:
             )
     if "patient" not in table:
         return
-    known = table.loc[table["patient"] != "", ["patient", "split"]].drop_duplicates()
+    # Cleaned here too: not every table that is checked was read from a file.
+    patients = table[["patient", "split"]].assign(patient=table["patient"].map(clean_patient))
+    known = patients[patients["patient"] != ""].drop_duplicates()
     if (shared := known["patient"].duplicated()).any():
         patient = known["patient"][shared.idxmax()]
         splits = known["split"][known["patient"] == patient]

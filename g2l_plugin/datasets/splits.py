@@ -12,6 +12,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from g2l_plugin.datasets.manifest_table import SPLITS, sort_labels
 from g2l_plugin.errors import UserError
+from g2l_plugin.slides.patients import clean_patient
 
 _N_FOLDS = 5
 _MAX_DRAWS = 50
@@ -42,7 +43,8 @@ def split_patients(
     Raises:
         UserError: A patient is unknown, or a label has too few patients to be in every split.
     """
-    labels, patients = np.asarray(labels, str), np.asarray(patients, str)
+    labels = np.asarray(labels, str)
+    patients = np.array([clean_patient(str(patient)) for patient in patients], str)
     if (patients == "").any():
         raise UserError(
             f"{(patients == '').sum():,} of {len(patients):,} rows have no patient. Give every row "
@@ -77,7 +79,7 @@ def leave_out_rare(table: pd.DataFrame, n_splits: int = len(SPLITS)) -> pd.DataF
     Returns:
         The remaining rows.
     """
-    per_label = table.groupby("label")["patient"].nunique()
+    per_label = table["patient"].map(clean_patient).groupby(table["label"]).nunique()
     for label in sort_labels(per_label.index[per_label < n_splits]):
         logger.warning(
             f"Only {per_label[label]} patients have tiles of {label!r}, too few for {n_splits} "

@@ -202,5 +202,12 @@ def test_a_patient_in_two_splits_is_named(root):
     assert "The first is p1, in train and val." in message
 
 
+@pytest.mark.parametrize(("first", "second"), [("P1", "P1 "), ("7", "7.0"), ("A 1", " A  1")])
+def test_a_patient_in_two_splits_is_found_however_it_is_written(root, first, second):
+    table = with_value(1, "patient", first)
+    table.loc[3, "patient"] = second
+    assert "1 patients are in two splits" in refusal(root, table)
+
+
 def test_unknown_patients_are_not_one_patient(root):
     assert len(set_up(dataset(root, TABLE.assign(patient="")))) == 2

@@ -59,6 +59,15 @@ def test_only_train_and_val_can_be_drawn():
     assert set(splits) == {"train", "val"} and (splits == "val").mean() == pytest.approx(0.2)
 
 
+def test_two_spellings_of_a_patient_are_in_one_split():
+    labels = np.arange(100) % 2
+    numbers = [str(number) for number in range(50)]
+    splits = split_patients(labels, [*numbers, *(f" {number}.0" for number in numbers)])
+    assert (splits[:50] == splits[50:]).all()
+    table = pd.DataFrame({"label": "a", "patient": ["1", "1.0", "1 "], "path": ["x", "y", "z"]})
+    assert leave_out_rare(table, 2).empty
+
+
 def test_a_label_of_too_few_patients_is_named():
     labels = ["common"] * 20 + ["rare"] * 9
     patients = [str(number) for number in range(20)] + ["1", "2", "2"] * 3
