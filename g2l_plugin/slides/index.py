@@ -160,7 +160,7 @@ def read_settings(index_dir: str | Path) -> dict[str, Any]:
     """Reads the settings of an index: `cohort`, `grid` and `keep_duplicates`.
 
     Raises:
-        UserError: There is no index.
+        UserError: There is no index, or its settings are damaged.
     """
     folder = Path(index_dir).expanduser()
     try:
@@ -168,6 +168,11 @@ def read_settings(index_dir: str | Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         raise UserError(
             f"There is no index in {folder}. Make one: g2l index SLIDES {folder}"
+        ) from error
+    except ValueError as error:
+        raise UserError(
+            f"{folder / 'index.json'} is damaged ({error}). Remove it and run g2l index again: "
+            "no slide is indexed twice."
         ) from error
 
 

@@ -375,6 +375,13 @@ def test_a_missing_index_is_an_error_that_says_how_to_make_one(tmp_path):
         open_index(tmp_path, GRID, tmp_path)
 
 
+def test_damaged_settings_are_named(tmp_path, slides):
+    build_index(tmp_path / "index", GRID, slides)
+    (tmp_path / "index" / "index.json").write_text('{"cohort": ')
+    with pytest.raises(UserError, match=r"index\.json is damaged .*Remove it"):
+        build_index(tmp_path / "index", GRID, slides)
+
+
 def test_the_settings_are_written(tmp_path, slides):
     build_index(tmp_path / "index", GRID, slides, n_slides=3, seed=5)
     settings = json.loads((tmp_path / "index" / "index.json").read_text())
