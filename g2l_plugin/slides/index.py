@@ -21,7 +21,7 @@ from g2l_plugin.errors import UserError
 from g2l_plugin.files import new_file
 from g2l_plugin.slides.cohort import CohortSlide, read_cohort
 from g2l_plugin.slides.index_files import read_current_record, read_xy, thumbnail_path
-from g2l_plugin.slides.slide import ReadPlan
+from g2l_plugin.slides.slide import ReadPlan, withheld_by_system
 from g2l_plugin.slides.thumbnail import write_page
 from g2l_plugin.slides.tile_grid import SlideRecord, TileGrid
 
@@ -202,9 +202,8 @@ def _find_record(
 ) -> SlideRecord | None:
     """Finds the record of a slide, or returns None if it has to be indexed first."""
     record = read_current_record(folder, root, slide, grid)
-    path = root / slide.slide
-    if record is None and not path.is_file():
-        return SlideRecord(problem="missing", message=f"Slide {path} does not exist.")
+    if record is None and (withheld := withheld_by_system(root / slide.slide)) is not None:
+        return SlideRecord(problem=withheld.problem, message=str(withheld))
     return record
 
 

@@ -119,11 +119,14 @@ def read_moved_record(
 ) -> SlideRecord | None:
     """Reads the record of a slide that was copied, or returns None if its content has changed.
 
-    A copy has another modification time, but the same size and OpenSlide hash.
+    A copy has another modification time, but the same size and OpenSlide hash. That hash covers
+    little of a slide: where some of it was unreadable, the copy may be a repaired one.
     """
     record = read_record(folder, slide, grid)
     path = root / slide.slide
-    if record is None or not record.quickhash or record.bytes != path.stat().st_size:
+    if record is None or not (record.is_final and record.quickhash):
+        return None
+    if record.bytes != path.stat().st_size:
         return None
     try:
         with open_slide(path) as handle:

@@ -31,7 +31,7 @@ from g2l_plugin.slides.index_files import (
     thumbnail_path,
     write_table,
 )
-from g2l_plugin.slides.slide import SlideError
+from g2l_plugin.slides.slide import SlideError, unreadable, withheld_by_system
 from g2l_plugin.slides.tile_grid import SlideRecord, TileGrid, index_slide
 
 _Job = tuple[Path, Path, CohortSlide, TileGrid]
@@ -54,7 +54,7 @@ def build_index(
     """Chooses a cohort and indexes its slides in parallel, continuing an index that exists.
 
     The cohort is chosen again only if the arguments of the choice have changed, and a slide is
-    indexed again only if its file or the grid has changed.
+    indexed again only if its file or the grid has changed, or if some of it could not be read.
 
     Args:
         index_dir: Folder of the index.
@@ -141,7 +141,7 @@ def _check_downloads(
 
     If they come from a GDC manifest, a manifest of the missing slides is written for the download.
     """
-    missing = [slide for slide in cohort if not (root / slide.slide).is_file()]
+    missing = [slide for slide in cohort if _is_missing(root / slide.slide)]
     if len(missing) <= max_lost * len(cohort):
         return
     message = (
@@ -161,16 +161,23 @@ def _check_downloads(
     raise UserError(message)
 
 
+def _is_missing(path: Path) -> bool:
+    """Whether a slide is not there, rather than withheld by rights or the network."""
+    withheld = withheld_by_system(path)
+    return withheld is not None and withheld.problem == "missing"
+
+
 def _index_slides(
     folder: Path, root: Path, slides: Sequence[CohortSlide], grid: TileGrid, workers: int | None
 ) -> None:
-    """Indexes the slides that are not indexed yet."""
+    """Indexes the slides that are not indexed yet, or could not be read in full."""
     for name in ("slides", "thumbnails"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    found = [read_current_record(folder, root, slide, grid) for slide in slides]
     jobs = [
         (folder, root, slide, grid)
-        for slide in slides
-        if read_current_record(folder, root, slide, grid) is None
+        for slide, record in zip(slides, found, strict=True)
+        if record is None or not record.is_final
     ]
     if not jobs:
         return
@@ -216,7 +223,7 @@ def _index_to_files(job: _Job) -> str:
         record = SlideRecord(problem="incomplete", message=message)
     else:
         record, tiles, thumbnail = _try_to_index(path, grid)
-        if record.problem and not path.is_file():
+        if record.problem and _is_missing(path):
             return "missing"
     record = dataclasses.replace(record, bytes=stat.st_size, modified=stat.st_mtime_ns)
     if thumbnail is not None:
@@ -235,6 +242,9 @@ def _try_to_index(
     except SlideError as error:
         overwritten = error.problem in ("no resolution", "wrong resolution")
         record = SlideRecord(problem=error.problem, message=str(error), mpp_overwritten=overwritten)
+    except (OSError, MemoryError) as error:
+        withheld = unreadable(path, error)
+        record = SlideRecord(problem=withheld.problem, message=str(withheld))
     except Exception as error:  # a damaged file can raise any error in the libraries that read it
         message = f"Slide {path} cannot be indexed: {error!r}. The file is damaged: move it away."
         record = SlideRecord(problem="damaged", message=message)
@@ -248,7 +258,10 @@ def _record_crash(job: _Job) -> str:
     stat = path.stat()
     record = SlideRecord(
         problem="crashes the reader",
-        message=f"Slide {path} crashes the library that reads it. Move it away.",
+        message=(
+            f"The process that read slide {path} died: the file crashes the library that reads "
+            "it, or memory ran out. Run again with fewer --workers, or move the file away."
+        ),
         bytes=stat.st_size,
         modified=stat.st_mtime_ns,
     )

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
 
 _MPP_KEYS = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
 
@@ -84,13 +84,35 @@ def open_slide(path: str | Path) -> openslide.OpenSlide:
     try:
         return openslide.OpenSlide(str(path))
     except (openslide.OpenSlideError, OSError) as error:
-        if not Path(path).is_file():
-            raise SlideError("missing", f"Slide {path} does not exist.") from error
+        # OpenSlide blames the format even if the system gives it no byte of the file.
+        if (withheld := withheld_by_system(path)) is not None:
+            raise withheld from error
         raise SlideError(
             "cannot be opened",
             f"OpenSlide cannot open {path} ({error}). Check that the file is complete and in a "
             "format that OpenSlide reads, or move it away.",
         ) from error
+
+
+def withheld_by_system(path: str | Path) -> SlideError | None:
+    """Says why the system does not give the bytes of a file, or returns None if it does."""
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except (FileNotFoundError, NotADirectoryError):
+        return SlideError("missing", f"Slide {path} does not exist.")
+    except OSError as error:
+        return unreadable(path, error)
+    return None
+
+
+def unreadable(path: str | Path, error: OSError | MemoryError) -> SlideError:
+    """Says that the system failed while a slide was read: the slide itself may be whole."""
+    cause = getattr(error, "strerror", None) or in_one_line(error) or "out of memory"
+    return SlideError(
+        "cannot be opened",
+        f"Slide {path} cannot be read: {cause}. See to that, and run the same command again.",
+    )
 
 
 def slide_mpp(slide: openslide.OpenSlide, path: str | Path, overwrite_mpp: float | None) -> float:

@@ -91,6 +91,11 @@ class SlideRecord:
     damaged: int = 0
 
     @property
+    def is_final(self) -> bool:
+        """Whether all of the slide was read; else the cause may pass: rights, network, memory."""
+        return not self.problem and not self.damaged
+
+    @property
     def outcome(self) -> str:
         """The problem, "no tissue" or "used"."""
         return self.problem or ("used" if self.tiles else "no tissue")

@@ -161,6 +161,12 @@ def test_a_file_that_is_not_a_slide_is_a_clear_error(tmp_path):
         open_slide(tmp_path / "gone.svs")
 
 
+def test_what_the_system_withholds_is_not_blamed_on_the_format(tmp_path):
+    (tmp_path / "a.svs").mkdir()
+    with pytest.raises(SlideError, match=r"a\.svs cannot be read: Is a directory\. .*again"):
+        open_slide(tmp_path / "a.svs")
+
+
 def test_real_slide_without_mpp(real_slides):
     path = real_slides / "TCGA-CR-7395-01A-01-TS1.svs"
     with open_slide(path) as slide, pytest.raises(UserError, match="overwrite_mpp"):
