@@ -17,6 +17,14 @@ from g2l_plugin.errors import UserError, in_one_line
 
 _MPP_KEYS = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
 
+_PLAUSIBLE_MPP = (0.08, 1.25)
+"""Scanners' objectives are 10x to 100x, which is 1 to 0.1 microns per pixel, here with a quarter to
+spare. What lies outside is a default of software (72 dpi, one pixel per millimetre) or a mistake in
+the unit (tenfold, inch for centimetre)."""
+
+_MAX_STRETCH = 1.05
+"""A pixel whose sides differ by more than this factor would show cells stretched."""
+
 _SAME_SCALE = 0.02
 """Scales closer to 1 than this are not resampled: vendors round mpp (0.499, 0.5027)."""
 
@@ -121,21 +129,36 @@ def slide_mpp(slide: openslide.OpenSlide, path: str | Path, overwrite_mpp: float
     Args:
         slide: The open slide.
         path: Its path, for error messages.
-        overwrite_mpp: The value to use if the slide's metadata has none (eva's name for it).
+        overwrite_mpp: The value to use if the slide's metadata has none that is plausible (eva's
+            name for it).
 
     Raises:
-        SlideError: The metadata has no resolution and `overwrite_mpp` is None, or `overwrite_mpp`
-            contradicts the power of the objective.
+        SlideError: The metadata has no plausible resolution and `overwrite_mpp` is None,
+            `overwrite_mpp` contradicts the power of the objective, or pixels are not square.
     """
     if has_mpp(slide):
-        return sum(float(slide.properties[key]) for key in _MPP_KEYS) / 2
+        x, y = _metadata_mpp(slide)
+        if max(x, y) > _MAX_STRETCH * min(x, y):
+            raise SlideError(
+                "wrong resolution",
+                f"The pixels of slide {path} are {x:g} x {y:g} microns according to its metadata, "
+                "expected square ones. Correct the metadata, or leave the slide out.",
+            )
+        return (x + y) / 2
     power = objective_power(slide)
     if overwrite_mpp is None:
         expected = f"{_MPP_AT_1X / power:g}" if power else "0.5 for a 20x scan, 0.25 for 40x"
+        written = _metadata_mpp(slide)
+        has = (
+            f"implausible microns per pixel in its metadata: {written[0]:g} x {written[1]:g}, "
+            f"expected {_PLAUSIBLE_MPP[0]:g} to {_PLAUSIBLE_MPP[1]:g}"
+            if any(written)
+            else "no microns per pixel in its metadata"
+        )
         raise SlideError(
             "no resolution",
-            f"Slide {path} has no microns per pixel in its metadata. Set OVERWRITE_MPP "
-            f"(`overwrite_mpp`, --overwrite-mpp): {expected}.",
+            f"Slide {path} has {has}. Set OVERWRITE_MPP (`overwrite_mpp`, --overwrite-mpp): "
+            f"{expected}.",
         )
     if power and abs(math.log(overwrite_mpp * power / _MPP_AT_1X)) > math.log(_MAX_CONTRADICTION):
         raise SlideError(
@@ -148,8 +171,20 @@ def slide_mpp(slide: openslide.OpenSlide, path: str | Path, overwrite_mpp: float
 
 
 def has_mpp(slide: openslide.OpenSlide) -> bool:
-    """Returns whether a slide's metadata has the microns per pixel."""
-    return all(slide.properties.get(key) for key in _MPP_KEYS)
+    """Returns whether a slide's metadata has microns per pixel that a scanner can have."""
+    finest, coarsest = _PLAUSIBLE_MPP
+    return all(finest <= mpp <= coarsest for mpp in _metadata_mpp(slide))
+
+
+def _metadata_mpp(slide: openslide.OpenSlide) -> tuple[float, float]:
+    """Reads the microns per pixel of both axes from a slide's metadata, 0 where there are none."""
+    written = []
+    for key in _MPP_KEYS:
+        try:
+            written.append(float(slide.properties[key]))
+        except (KeyError, ValueError):
+            written.append(0.0)
+    return written[0], written[1]
 
 
 def objective_power(slide: openslide.OpenSlide) -> float | None:

@@ -63,7 +63,7 @@ class SlideRecord:
         width: Width of level 0 in pixels.
         height: Height of level 0 in pixels.
         mpp: Microns per pixel of level 0.
-        mpp_overwritten: Whether the metadata has no mpp, so that `overwrite_mpp` decides.
+        mpp_overwritten: Whether the metadata has no plausible mpp, so that `overwrite_mpp` decides.
         objective_power: Magnification of the objective, e.g. 20 or 40; None if unknown.
         plan: How the slide's tiles are read.
         tiles: Tiles kept.

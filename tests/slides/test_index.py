@@ -117,7 +117,7 @@ def test_bad_slides_are_left_out_and_counted(tmp_path, slides, write_slide):
     (slides / "cut off.svs").write_bytes(whole[:1000])
     (slides / "döppelt.tiff").write_bytes(whole)
     (slides / "empty.svs").write_bytes(b"")
-    write_slide(slides / "coarse.tiff", 320, mpp=2.0)
+    write_slide(slides / "coarse.tiff", 320, mpp=1.0)
     write_slide(slides / "unknown.tiff", 320, mpp=None)
     write_slide(slides / "glass.tiff", 400, tissue=False)
     index = build_index(tmp_path / "index", TileGrid(64, 64, min_sharpness=0), slides, workers=2)
