@@ -225,7 +225,7 @@ def _index_to_files(job: _Job) -> str:
         record, tiles, thumbnail = _try_to_index(path, grid)
         if record.problem and _is_missing(path):
             return "missing"
-    record = dataclasses.replace(record, bytes=stat.st_size, modified=stat.st_mtime_ns)
+    record = dataclasses.replace(record, bytes=stat.st_size, modified=stat.st_mtime_ns, sha256="")
     if thumbnail is not None:
         with new_file(thumbnail_path(folder, slide)) as partial:
             thumbnail.save(partial, format="jpeg", quality=80)

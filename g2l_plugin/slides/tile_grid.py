@@ -59,7 +59,8 @@ class SlideRecord:
         message: The problem in one sentence.
         bytes: Size of the file when it was indexed.
         modified: When the file was last modified, in nanoseconds since 1970.
-        quickhash: OpenSlide's hash of the slide's content, or "".
+        quickhash: OpenSlide's hash of the slide's lowest level and metadata, or "".
+        sha256: Hash of the file's bytes, or "" if no other slide of the cohort may be the same.
         width: Width of level 0 in pixels.
         height: Height of level 0 in pixels.
         mpp: Microns per pixel of level 0.
@@ -78,6 +79,7 @@ class SlideRecord:
     bytes: int = 0
     modified: int = 0
     quickhash: str = ""
+    sha256: str = ""
     width: int = 0
     height: int = 0
     mpp: float = 0.0
