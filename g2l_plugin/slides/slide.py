@@ -44,6 +44,8 @@ SlideProblem = Literal[
     "no resolution",
     "wrong resolution",
     "too coarse",
+    "too small",
+    "no colour",
     "incomplete",
     "crashes the reader",
 ]
