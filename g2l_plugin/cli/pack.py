@@ -30,7 +30,7 @@ def add_parser(commands: Commands) -> None:
     add("--n-val-patients", type=int, default=20, help="patients held out for validation")
     add("--seed", type=int, default=0, help="seed of that choice (COHORT_SEED of the configs)")
     add("--max-lost", type=float, default=0.01, help="share of tiles that may be unreadable")
-    add("--workers", type=int, help="processes; one per CPU core if not given")
+    add("--workers", type=int, help="processes; one per usable CPU core if not given")
     parser.set_defaults(command=_run)
 
 

@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from g2l_plugin.errors import UserError, message_in
 from g2l_plugin.files import new_folder, write_text
+from g2l_plugin.parallel import usable_cpus
 from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.index import read_settings
 from g2l_plugin.slides.mixing import shuffled_blocks
@@ -99,7 +100,7 @@ def _pack_split(
                 list(enumerate(shards)),
                 str(folder / split),
                 chunk_size=SHARD_TILES,
-                num_workers=min(workers or os.cpu_count() or 1, len(shards)),
+                num_workers=min(workers or usable_cpus(), len(shards)),
                 start_method="fork" if hasattr(os, "fork") else "spawn",
                 verbose=False,
             )
