@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
 import math
 import multiprocessing
 import os
@@ -11,6 +12,8 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any, TypeVar
+
+from g2l_plugin.errors import UserError
 
 Job = TypeVar("Job")
 
@@ -65,6 +68,9 @@ def run_in_processes(
 
     Yields:
         A job, and its result or a `WorkerCrash`.
+
+    Raises:
+        UserError: The system does not let the processes start.
     """
     workers = workers or usable_cpus()
     waiting = dict(enumerate(jobs))
@@ -87,8 +93,20 @@ def _run_pool(
 ) -> Generator[tuple[int, Any], None, None]:
     # Fork where that is safe: a spawned process imports the caller's program again.
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-    with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-        futures = {pool.submit(function, job): number for number, job in jobs.items()}
+    others = multiprocessing.active_children()
+    with contextlib.ExitStack() as stack:
+        try:
+            executor = concurrent.futures.ProcessPoolExecutor(workers, mp_context=context)
+            pool = stack.enter_context(executor)
+            futures = {pool.submit(function, job): number for number, job in jobs.items()}
+        except OSError as error:
+            # Those that have started wait for jobs, and Python would wait for them at its end.
+            for process in set(multiprocessing.active_children()).difference(others):
+                process.terminate()
+            raise UserError(
+                f"{workers} processes cannot be started: {error.strerror}. Use fewer (--workers), "
+                "or raise the system's limits (ulimit -n for open files, -u for processes)."
+            ) from error
         try:
             for future in concurrent.futures.as_completed(futures):
                 yield futures[future], future.result()

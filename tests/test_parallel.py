@@ -1,5 +1,8 @@
 import os
+import re
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -29,6 +32,29 @@ def test_a_job_that_kills_its_process_is_reported_and_all_others_run():
 def test_an_exception_of_the_function_is_raised():
     with pytest.raises(ValueError, match="a hundred"):
         list(run_in_processes(double, [1, 100], 2))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="counts open files in /proc")
+@pytest.mark.parametrize("n_free", [0, 3, 6, 9, 12])
+def test_too_few_open_files_end_it_at_once_with_one_line(n_free):
+    program = (
+        "import os, resource, time\n"
+        "from g2l_plugin.errors import UserError\n"
+        "from g2l_plugin.parallel import run_in_processes\n"
+        f"limit = len(os.listdir('/proc/self/fd')) - 1 + {n_free}\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))\n"
+        "try:\n"
+        "    print(len(list(run_in_processes(time.sleep, [0] * 8, 4))))\n"
+        "except UserError as error:\n"
+        "    print(error)\n"
+    )
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60
+    )
+    assert re.fullmatch(
+        r"8|4 processes cannot be started: Too many open files\. .*", run.stdout.strip()
+    )
+    assert run.stderr == ""
 
 
 @pytest.fixture

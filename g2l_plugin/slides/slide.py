@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -36,6 +38,18 @@ _MPP_AT_1X = 10.0
 
 _MAX_CONTRADICTION = 1.5
 """`overwrite_mpp` may differ by this factor from the resolution that the objective implies."""
+
+_PASSING_ERRORS = (
+    errno.EACCES,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EPERM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+)
+"""Errors of the system that say nothing about a file, and that OpenSlide's message may contain."""
 
 SlideProblem = Literal[
     "missing",
@@ -97,6 +111,9 @@ def open_slide(path: str | Path) -> openslide.OpenSlide:
         # OpenSlide blames the format even if the system gives it no byte of the file.
         if (withheld := withheld_by_system(path)) is not None:
             raise withheld from error
+        for code in _PASSING_ERRORS:
+            if os.strerror(code) in str(error):
+                raise unreadable(path, OSError(code, os.strerror(code))) from error
         raise SlideError(
             "cannot be opened",
             f"OpenSlide cannot open {path} ({error}). Check that the file is complete and in a "

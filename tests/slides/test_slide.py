@@ -2,6 +2,7 @@ import pickle
 import types
 
 import numpy as np
+import openslide
 import pytest
 import tifffile
 from helpers import damage
@@ -201,6 +202,16 @@ def test_a_file_that_is_not_a_slide_is_a_clear_error(tmp_path):
 def test_what_the_system_withholds_is_not_blamed_on_the_format(tmp_path):
     (tmp_path / "a.svs").mkdir()
     with pytest.raises(SlideError, match=r"a\.svs cannot be read: Is a directory\. .*again"):
+        open_slide(tmp_path / "a.svs")
+
+
+def test_too_many_open_files_are_not_blamed_on_the_format(tmp_path, monkeypatch):
+    def fail(path):
+        raise openslide.OpenSlideError(f"Couldn't open {path}: Too many open files")
+
+    (tmp_path / "a.svs").write_bytes(b"whole")
+    monkeypatch.setattr(openslide, "OpenSlide", fail)
+    with pytest.raises(SlideError, match=r"a\.svs cannot be read: Too many open files\."):
         open_slide(tmp_path / "a.svs")
 
 
