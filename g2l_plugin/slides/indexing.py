@@ -24,6 +24,7 @@ from g2l_plugin.parallel import WorkerCrash, run_in_processes
 from g2l_plugin.slides.cohort import CohortSlide, choose_cohort, read_cohort, write_cohort
 from g2l_plugin.slides.index import Index, read_settings, summarize_index
 from g2l_plugin.slides.index_files import (
+    file_state,
     read_current_record,
     read_moved_record,
     read_tiles,
@@ -209,7 +210,7 @@ def _index_to_files(job: _Job) -> str:
     folder, root, slide, grid = job
     path = root / slide.slide
     try:
-        stat = path.stat()
+        size, modified = file_state(path)
     except OSError:
         return "missing"  # nothing is written, so that the next run looks again
     remove_partial_files(folder, slide)
@@ -218,14 +219,14 @@ def _index_to_files(job: _Job) -> str:
     record = read_moved_record(folder, root, slide, grid)
     if record is not None:
         tiles = read_tiles(folder, slide)
-    elif slide.bytes is not None and slide.bytes != stat.st_size:
-        message = f"Slide {path} has {stat.st_size:,} of {slide.bytes:,} bytes. Download it again."
+    elif slide.bytes is not None and slide.bytes != size:
+        message = f"Slide {path} has {size:,} of {slide.bytes:,} bytes. Download it again."
         record = SlideRecord(problem="incomplete", message=message)
     else:
         record, tiles, thumbnail = _try_to_index(path, grid)
         if record.problem and _is_missing(path):
             return "missing"
-    record = dataclasses.replace(record, bytes=stat.st_size, modified=stat.st_mtime_ns, sha256="")
+    record = dataclasses.replace(record, bytes=size, modified=modified, sha256="")
     if thumbnail is not None:
         with new_file(thumbnail_path(folder, slide)) as partial:
             thumbnail.save(partial, format="jpeg", quality=80)
@@ -255,15 +256,15 @@ def _record_crash(job: _Job) -> str:
     """Writes the record of a slide whose process died; returns its problem."""
     folder, root, slide, grid = job
     path = root / slide.slide
-    stat = path.stat()
+    size, modified = file_state(path)
     record = SlideRecord(
         problem="crashes the reader",
         message=(
             f"The process that read slide {path} died: the file crashes the library that reads "
             "it, or memory ran out. Run again with fewer --workers, or move the file away."
         ),
-        bytes=stat.st_size,
-        modified=stat.st_mtime_ns,
+        bytes=size,
+        modified=modified,
     )
     write_table(folder, slide, grid, record, {})
     return record.problem
