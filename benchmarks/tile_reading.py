@@ -75,15 +75,11 @@ def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Iterato
     dataset = TileDataset(str(slides), index_dir=str(folder / "index"), **common)
     dataset.prepare_data()
     dataset.setup()
-    few = TileDataset(
-        str(slides),
-        index_dir=str(folder / "few"),
-        n_slides=2 if options.full_size else None,
-        **common,
-    )
+    n_few = 2 if options.full_size else None
+    few = TileDataset(str(slides), index_dir=str(folder / "few"), n_slides=n_few, **common)
     few.prepare_data()
     pack_tiles(folder / "few", folder / "packed")
-    packed = TileDataset(str(slides), packed_root=str(folder / "packed"), **common)
+    packed = TileDataset(str(slides), packed_root=str(folder / "packed"), n_slides=n_few, **common)
     packed.setup()
     loaders = {
         name: TileLoader(data, BATCH_SIZE, options.block_tiles, options.buffer_tiles)

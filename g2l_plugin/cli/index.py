@@ -48,7 +48,7 @@ def add_parser(commands: Commands) -> None:
     add("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile, 0 to 1")
     add("--min-sharpness", type=float, default=0.1, help="least sharpness; 0 keeps blurred tiles")
     add = parser.add_argument_group("how").add_argument
-    add("--workers", type=int, help="processes; one per CPU core if not given")
+    add("--workers", type=int, help="processes; one per usable CPU core if not given")
     add("--shard", type=_shard, metavar="I/N", help="index only the I-th of N parts, I from 1")
     add("--merge", action="store_true", help="only check that all parts are there, and sum up")
     parser.set_defaults(command=_run)

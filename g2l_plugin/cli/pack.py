@@ -28,9 +28,8 @@ def add_parser(commands: Commands) -> None:
     add("--quality", type=int, default=95, help="quality of the JPEG files, 1 to 100")
     add("--n-val-tiles", type=int, default=2048, help="tiles for validation")
     add("--n-val-patients", type=int, default=20, help="patients held out for validation")
-    add("--seed", type=int, default=0, help="seed of that choice (COHORT_SEED of the configs)")
     add("--max-lost", type=float, default=0.01, help="share of tiles that may be unreadable")
-    add("--workers", type=int, help="processes; one per CPU core if not given")
+    add("--workers", type=int, help="processes; one per usable CPU core if not given")
     parser.set_defaults(command=_run)
 
 
@@ -42,7 +41,6 @@ def _run(options: argparse.Namespace) -> None:
         options.output,
         options.n_val_tiles,
         options.n_val_patients,
-        options.seed,
         options.quality,
         options.max_lost,
         options.workers,

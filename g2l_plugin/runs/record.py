@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import nn
 
 from g2l_plugin.encoders.encoder import Encoder, Provenance
 from g2l_plugin.errors import UserError
+from g2l_plugin.parallel import usable_cpus
 
 KEY = "g2l"
 """Key of the record in a checkpoint."""
@@ -170,7 +170,7 @@ def describe_hardware(device: torch.device, n_devices: int) -> str:
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     elif device.type == "cpu":
-        name = f"CPU ({os.cpu_count()} cores)"
+        name = f"CPU ({usable_cpus()} cores)"
     else:
         name = device.type
     return f"{n_devices} x {name}"

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import write_text
+from g2l_plugin.slides.dicom import one_per_series
 from g2l_plugin.slides.patients import clean_patient
 from g2l_plugin.slides.slide_list import SLIDE_SUFFIXES, ListedSlide, is_slide, read_slide_list
 
@@ -106,10 +107,10 @@ def choose_cohort(
     if slides is None:
         found = _find_slides(root)
     elif isinstance(slides, (str, Path)):
-        found = _read_list(Path(slides).expanduser(), root)
+        found = _one_per_series(_read_list(Path(slides).expanduser(), root), root)
     else:
         names = dict.fromkeys(str(PurePosixPath(name)) for name in slides)
-        found = [describe_slide(name) for name in names]
+        found = _one_per_series([describe_slide(name) for name in names], root)
     if not found:
         raise UserError(
             f"No slides in {slides if isinstance(slides, (str, Path)) else root}. Expected files "
@@ -160,11 +161,18 @@ def _find_slides(root: Path) -> list[CohortSlide]:
     paths = (p for p in root.rglob("*") if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file())
     names = (path.relative_to(root) for path in paths)
     # Hidden files are unfinished downloads or another system's metadata (._a.svs).
-    return [
+    found = [
         describe_slide(name.as_posix())
         for name in names
         if not any(part.startswith(".") for part in name.parts)
     ]
+    return _one_per_series(found, root)
+
+
+def _one_per_series(slides: Sequence[CohortSlide], root: Path) -> list[CohortSlide]:
+    """Keeps one file of each DICOM slide."""
+    by_name = sorted(slides, key=lambda slide: slide.slide)
+    return [by_name[number] for number in one_per_series([root / s.slide for s in by_name])]
 
 
 def _read_list(path: Path, root: Path) -> list[CohortSlide]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import multiprocessing
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from typing_extensions import override
 
 from g2l_plugin.errors import UserError
+from g2l_plugin.parallel import usable_cpus
 from g2l_plugin.slides.batch import TileBatch
 from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.loader import TileLoader
@@ -55,7 +55,7 @@ class TileDataModule(DataModule):
                 "eva.DataModule for other datasets."
             )
         # The options of eva's own loader, except those that PyTorch refuses without workers.
-        n_cpus = multiprocessing.cpu_count()
+        n_cpus = usable_cpus()
         num_workers = n_cpus if options.num_workers is None else options.num_workers
         return TileLoader(
             dataset,

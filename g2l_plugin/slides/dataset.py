@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from g2l_plugin.errors import UserError
 from g2l_plugin.slides import index as index_lib
 from g2l_plugin.slides.cohort import CohortSlide
 from g2l_plugin.slides.indexing import build_index
-from g2l_plugin.slides.packed_source import PackedTiles
+from g2l_plugin.slides.packed_source import PackedTiles, check_settings
 from g2l_plugin.slides.slide_source import SlideTiles
 from g2l_plugin.slides.tile_grid import TileGrid
 from g2l_plugin.slides.tile_source import TileSource
@@ -80,7 +81,8 @@ class TileDataset(MapDataset[Any]):
             index_workers: Processes for indexing; None starts one per CPU core.
             max_open_slides: Slides that each data worker keeps open.
             packed_root: Reads the tiles that `g2l pack` wrote, and not the slides: a folder, or the
-                address of its copy in an object store (`s3://bucket/tiles`).
+                address of its copy in an object store (`s3://bucket/tiles`). The other settings
+                must be those that they were packed with.
         """
         super().__init__()
         self._root = root
@@ -130,6 +132,18 @@ class TileDataset(MapDataset[Any]):
         if self._packed_root is not None:
             if self._split is None:
                 raise UserError("Packed tiles are stored by split: set `split` to train or val.")
+            check_settings(
+                self._packed_root,
+                dataclasses.asdict(self._grid)
+                | {
+                    "n_slides": self._n_slides,
+                    "one_per_patient": self._one_per_patient,
+                    "seed": self._seed,
+                    "keep_duplicates": self._keep_duplicates,
+                    "n_val_tiles": self._n_val_tiles,
+                    "n_val_patients": self._n_val_patients,
+                },
+            )
             self._tiles = PackedTiles(self._packed_root, self._split)
             return
         index = index_lib.open_index(self._index_dir, self._grid, self._root, self._keep_duplicates)

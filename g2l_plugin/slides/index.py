@@ -11,7 +11,6 @@ import csv
 import dataclasses
 import io
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,8 +21,15 @@ import numpy as np
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import printable, write_text
 from g2l_plugin.slides.cohort import CohortSlide, read_cohort
-from g2l_plugin.slides.index_files import read_current_record, read_xy, thumbnail_path
-from g2l_plugin.slides.slide import ReadPlan
+from g2l_plugin.slides.duplicates import hash_candidates, mark_duplicates
+from g2l_plugin.slides.index_files import (
+    read_current_record,
+    read_tiles,
+    read_xy,
+    thumbnail_path,
+    write_table,
+)
+from g2l_plugin.slides.slide import ReadPlan, withheld_by_system
 from g2l_plugin.slides.thumbnail import write_page
 from g2l_plugin.slides.tile_grid import SlideRecord, TileGrid
 
@@ -139,20 +145,10 @@ def open_index(
         ('east-001.tiff', True)
     """
     folder, root = Path(index_dir).expanduser(), Path(root).expanduser()
-    read_settings(folder)
-    cohort = read_cohort(folder / "cohort.csv")
-    found = [_find_record(folder, root, slide, grid) for slide in cohort]
-    waiting = [number for number, record in enumerate(found) if record is None]
-    if waiting:
-        names = ", ".join(cohort[number].slide for number in waiting[:3])
-        raise UserError(
-            f"{len(waiting)} of {len(cohort)} slides are not indexed, or have changed since "
-            f"({names}{', …' if len(waiting) > 3 else ''}): slides {_ranges(waiting)} of "
-            f"{folder / 'cohort.csv'}. Run their shards again, or `g2l index` without --shard."
-        )
-    records = [record for record in found if record is not None]
+    cohort, records = _read_records(folder, root, grid)
     if not keep_duplicates:
-        records = _mark_duplicates(root, cohort, records)
+        # The hashes are in the tables, unless duplicates were kept when the index was made.
+        records = mark_duplicates(root, cohort, hash_candidates(root, cohort, records))
     return Index(folder, root, cohort, records)
 
 
@@ -190,6 +186,8 @@ def summarize_index(
     Raises:
         UserError: There is no index, or some slide is not indexed yet.
     """
+    if not keep_duplicates:
+        _store_hashes(Path(index_dir).expanduser(), Path(root).expanduser(), grid)
     index = open_index(index_dir, grid, root, keep_duplicates)
     rows = [
         _summary_row(slide, record)
@@ -205,31 +203,47 @@ def summarize_index(
     return index
 
 
+def _read_records(
+    folder: Path, root: Path, grid: TileGrid
+) -> tuple[list[CohortSlide], list[SlideRecord]]:
+    """Reads the cohort and the record of each slide.
+
+    Raises:
+        UserError: There is no index, or some slide is not indexed yet.
+    """
+    read_settings(folder)
+    cohort = read_cohort(folder / "cohort.csv")
+    found = [_find_record(folder, root, slide, grid) for slide in cohort]
+    waiting = [number for number, record in enumerate(found) if record is None]
+    if waiting:
+        names = ", ".join(cohort[number].slide for number in waiting[:3])
+        raise UserError(
+            f"{len(waiting)} of {len(cohort)} slides are not indexed, or have changed since "
+            f"({names}{', …' if len(waiting) > 3 else ''}): slides {_ranges(waiting)} of "
+            f"{folder / 'cohort.csv'}. Run their shards again, or `g2l index` without --shard."
+        )
+    records = [record for record in found if record is not None]
+    return cohort, records
+
+
+def _store_hashes(folder: Path, root: Path, grid: TileGrid) -> None:
+    """Writes the hashes that tell duplicates into the tables, so that nothing is read twice."""
+    cohort, records = _read_records(folder, root, grid)
+    for slide, before, after in zip(
+        cohort, records, hash_candidates(root, cohort, records), strict=True
+    ):
+        if after != before:
+            write_table(folder, slide, grid, after, read_tiles(folder, slide))
+
+
 def _find_record(
     folder: Path, root: Path, slide: CohortSlide, grid: TileGrid
 ) -> SlideRecord | None:
     """Finds the record of a slide, or returns None if it has to be indexed first."""
     record = read_current_record(folder, root, slide, grid)
-    path = root / slide.slide
-    if record is None and not os.path.isfile(path):  # which also takes a name that is too long
-        return SlideRecord(problem="missing", message=f"Slide {path} does not exist.")
+    if record is None and (withheld := withheld_by_system(root / slide.slide)) is not None:
+        return SlideRecord(problem=withheld.problem, message=str(withheld))
     return record
-
-
-def _mark_duplicates(
-    root: Path, cohort: Sequence[CohortSlide], records: Sequence[SlideRecord]
-) -> list[SlideRecord]:
-    """Marks usable slides that have the same content as an earlier one."""
-    marked = []
-    first_with: dict[str, str] = {}
-    for slide, record in zip(cohort, records, strict=True):
-        if record.quickhash and not record.problem:
-            first = first_with.setdefault(record.quickhash, slide.slide)
-            if first != slide.slide:
-                message = f"Slide {root / slide.slide} has the same content as {first}."
-                record = dataclasses.replace(record, problem="duplicate", message=message, tiles=0)
-        marked.append(record)
-    return marked
 
 
 def _summary_row(slide: CohortSlide, record: SlideRecord) -> dict[str, Any]:

@@ -104,16 +104,30 @@ def read_current_record(
 ) -> SlideRecord | None:
     """Reads the record of a slide, or returns None if its file is gone or has changed.
 
-    A file has changed if its size or its modification time has.
+    A file has changed if its `file_state` has.
     """
     record = read_record(folder, slide, grid)
     try:
-        stat = (root / slide.slide).stat()
+        state = file_state(root / slide.slide)
     except OSError:
         return None
-    if record is None or (record.bytes, record.modified) != (stat.st_size, stat.st_mtime_ns):
-        return None
-    return record
+    return record if record is not None and (record.bytes, record.modified) == state else None
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """Returns size and modification time of a slide's file, by which a change is noticed.
+
+    The levels of a DICOM slide are files of one folder: the folder's time counts too, as its level
+    0 may arrive last.
+
+    Raises:
+        OSError: There is no such file, or the system withholds it.
+    """
+    stat = path.stat()
+    modified = stat.st_mtime_ns
+    if path.suffix.lower() == ".dcm":
+        modified = max(modified, path.parent.stat().st_mtime_ns)
+    return stat.st_size, modified
 
 
 def read_moved_record(
@@ -121,15 +135,19 @@ def read_moved_record(
 ) -> SlideRecord | None:
     """Reads the record of a slide that was copied, or returns None if its content has changed.
 
-    A copy has another modification time, but the same size and OpenSlide hash.
+    A copy has another modification time, but the same sizes and OpenSlide hash. That hash covers
+    little of a slide: where some of it was unreadable, the copy may be a repaired one.
     """
     record = read_record(folder, slide, grid)
     path = root / slide.slide
-    if record is None or not record.quickhash or record.bytes != path.stat().st_size:
+    if record is None or not (record.is_final and record.quickhash):
+        return None
+    if record.bytes != path.stat().st_size:
         return None
     try:
         with open_slide(path) as handle:
             same = handle.properties.get(openslide.PROPERTY_NAME_QUICKHASH1) == record.quickhash
+            same &= handle.dimensions == (record.width, record.height)  # no finer level has come
     except SlideError:
         return None
     return record if same else None

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from g2l_plugin.parallel import WorkerCrash, run_in_processes
 from g2l_plugin.slides.cohort import CohortSlide, choose_cohort, read_cohort, write_cohort
 from g2l_plugin.slides.index import Index, read_settings, summarize_index
 from g2l_plugin.slides.index_files import (
+    file_state,
     read_current_record,
     read_moved_record,
     read_tiles,
@@ -33,7 +33,7 @@ from g2l_plugin.slides.index_files import (
     thumbnail_path,
     write_table,
 )
-from g2l_plugin.slides.slide import SlideError
+from g2l_plugin.slides.slide import SlideError, unreadable, withheld_by_system
 from g2l_plugin.slides.slide_list import list_digest
 from g2l_plugin.slides.tile_grid import SlideRecord, TileGrid, index_slide
 
@@ -57,8 +57,8 @@ def build_index(
     """Chooses a cohort and indexes its slides in parallel, continuing an index that exists.
 
     The cohort is chosen again only if the arguments of the choice or the content of the list have
-    changed, and a slide is indexed again only if its file or the grid has changed. If the folder
-    has got slides that would be chosen today, a warning says so.
+    changed, and a slide is indexed again only if its file or the grid has changed, or if some of it
+    could not be read. If the folder has got slides that would be chosen today, a warning says so.
 
     Args:
         index_dir: Folder of the index.
@@ -177,7 +177,7 @@ def _check_downloads(
 
     If they come from a GDC manifest, a manifest of the missing slides is written for the download.
     """
-    missing = [slide for slide in cohort if not os.path.isfile(root / slide.slide)]
+    missing = [slide for slide in cohort if _is_missing(root / slide.slide)]
     if len(missing) <= max_lost * len(cohort):
         return
     message = (
@@ -197,16 +197,23 @@ def _check_downloads(
     raise UserError(message)
 
 
+def _is_missing(path: Path) -> bool:
+    """Whether a slide is not there, rather than withheld by rights or the network."""
+    withheld = withheld_by_system(path)
+    return withheld is not None and withheld.problem == "missing"
+
+
 def _index_slides(
     folder: Path, root: Path, slides: Sequence[CohortSlide], grid: TileGrid, workers: int | None
 ) -> None:
-    """Indexes the slides that are not indexed yet."""
+    """Indexes the slides that are not indexed yet, or could not be read in full."""
     for name in ("slides", "thumbnails"):
         (folder / name).mkdir(parents=True, exist_ok=True)
+    found = [read_current_record(folder, root, slide, grid) for slide in slides]
     jobs = [
         (folder, root, slide, grid)
-        for slide in slides
-        if read_current_record(folder, root, slide, grid) is None
+        for slide, record in zip(slides, found, strict=True)
+        if record is None or not record.is_final
     ]
     if not jobs:
         return
@@ -238,7 +245,7 @@ def _index_to_files(job: _Job) -> str:
     folder, root, slide, grid = job
     path = root / slide.slide
     try:
-        stat = path.stat()
+        size, modified = file_state(path)
     except OSError:
         return "missing"  # nothing is written, so that the next run looks again
     remove_partial_files(folder, slide)
@@ -247,14 +254,14 @@ def _index_to_files(job: _Job) -> str:
     record = read_moved_record(folder, root, slide, grid)
     if record is not None:
         tiles = read_tiles(folder, slide)
-    elif slide.bytes is not None and slide.bytes != stat.st_size:
-        message = f"Slide {path} has {stat.st_size:,} of {slide.bytes:,} bytes. Download it again."
+    elif slide.bytes is not None and slide.bytes != size:
+        message = f"Slide {path} has {size:,} of {slide.bytes:,} bytes. Download it again."
         record = SlideRecord(problem="incomplete", message=message)
     else:
         record, tiles, thumbnail = _try_to_index(path, grid, slide.mpp)
-        if record.problem and not path.is_file():
+        if record.problem and _is_missing(path):
             return "missing"
-    record = dataclasses.replace(record, bytes=stat.st_size, modified=stat.st_mtime_ns)
+    record = dataclasses.replace(record, bytes=size, modified=modified, sha256="")
     if thumbnail is not None:
         with new_file(thumbnail_path(folder, slide)) as partial:
             thumbnail.save(partial, format="jpeg", quality=80)
@@ -271,6 +278,9 @@ def _try_to_index(
     except SlideError as error:
         overwritten = error.problem in ("no resolution", "wrong resolution")
         record = SlideRecord(problem=error.problem, message=str(error), mpp_overwritten=overwritten)
+    except (OSError, MemoryError) as error:
+        withheld = unreadable(path, error)
+        record = SlideRecord(problem=withheld.problem, message=str(withheld))
     except Exception as error:  # a damaged file can raise any error in the libraries that read it
         message = f"Slide {path} cannot be indexed: {error!r}. The file is damaged: move it away."
         record = SlideRecord(problem="damaged", message=message)
@@ -281,12 +291,15 @@ def _record_crash(job: _Job) -> str:
     """Writes the record of a slide whose process died; returns its problem."""
     folder, root, slide, grid = job
     path = root / slide.slide
-    stat = path.stat()
+    size, modified = file_state(path)
     record = SlideRecord(
         problem="crashes the reader",
-        message=f"Slide {path} crashes the library that reads it. Move it away.",
-        bytes=stat.st_size,
-        modified=stat.st_mtime_ns,
+        message=(
+            f"The process that read slide {path} died: the file crashes the library that reads "
+            "it, or memory ran out. Run again with fewer --workers, or move the file away."
+        ),
+        bytes=size,
+        modified=modified,
     )
     write_table(folder, slide, grid, record, {})
     return record.problem

@@ -39,9 +39,30 @@ def read_overview(path: str | Path, mpp: float, target_mpp: float) -> tuple[np.n
     Raises:
         SlideError: The slide cannot be opened, or no part of it can be read.
     """
-    slide = open_slide(path)
     scale = max(target_mpp / mpp, 1.0)
-    level = slide.get_best_level_for_downsample(scale)
+    with open_slide(path) as slide:
+        best = level = slide.get_best_level_for_downsample(scale)
+    pixels, unreadable = _read_level(path, scale, best)
+    while level and _is_empty(pixels):
+        # A slide of glass has dust: one colour means that a tool did not write this level.
+        level -= 1
+        if not _is_empty(_read_level(path, scale, level)[0]):
+            raise SlideError(
+                "damaged",
+                f"Level {best} of slide {path} is empty, but level {level} is not. Write its "
+                "pyramid again, or move it away.",
+            )
+    return pixels, unreadable
+
+
+def _is_empty(pixels: np.ndarray) -> bool:
+    """Whether an overview (height, width, 3) has a single colour."""
+    return bool((np.ptp(pixels, axis=(0, 1)) == 0).all())
+
+
+def _read_level(path: str | Path, scale: float, level: int) -> tuple[np.ndarray, np.ndarray]:
+    """Reads an overview, smaller than level 0 by `scale`, from a level of the pyramid."""
+    slide = open_slide(path)
     width, height = (max(round(length / scale), 1) for length in slide.dimensions)
     level_width, level_height = slide.level_dimensions[level]
     step = (level_width / width, level_height / height)

@@ -8,9 +8,11 @@ slides, so that a loader can read whole shards and still mix slides.
 from __future__ import annotations
 
 import contextlib
+import errno
 import io
 import json
 import os
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -24,6 +26,7 @@ from tqdm import tqdm
 
 from g2l_plugin.errors import UserError, message_in
 from g2l_plugin.files import new_folder, write_text
+from g2l_plugin.parallel import usable_cpus
 from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.index import read_settings
 from g2l_plugin.slides.mixing import shuffled_blocks
@@ -41,33 +44,41 @@ def pack_tiles(
     output: str | Path,
     n_val_tiles: int = 2048,
     n_val_patients: int = 20,
-    seed: int = 0,
     quality: int = 95,
     max_lost: float = 0.01,
     workers: int | None = None,
 ) -> None:
     """Packs the tiles of an index into shards, with training and validation separate.
 
+    Validation tiles are chosen with the seed of the index.
+
     Args:
         index_dir: Folder of the index.
         output: Folder for the shards, which must not exist.
         n_val_tiles: Tiles for validation, as in `TileDataset`.
         n_val_patients: Patients held out for them, as in `TileDataset`.
-        seed: Seed of the choice of validation tiles, and of the order.
         quality: JPEG quality, 1 to 100, without chroma subsampling.
         max_lost: Maximum share of tiles that may be unreadable, 0 to 1.
         workers: Number of processes; None uses one per CPU core.
 
     Raises:
-        UserError: There is no index, the output exists, or too many tiles are lost.
+        UserError: There is no index, the output exists, too many tiles are lost, or the disk is
+            full.
     """
     import_litdata()
     output = Path(output).expanduser()
     if output.exists():
         raise UserError(f"{output} exists. Remove it, or pack into another folder.")
     settings = read_settings(index_dir)
-    written: dict[str, Any] = {"index": settings, "quality": quality, "seed": seed}
-    with new_folder(output) as partial:
+    seed = settings["cohort"]["seed"]
+    written: dict[str, Any] = {
+        "index": settings,
+        "quality": quality,
+        "seed": seed,
+        "n_val_tiles": n_val_tiles,
+        "n_val_patients": n_val_patients,
+    }
+    with _explain_full_disk(output), new_folder(output) as partial:
         for split in ("train", "val"):
             dataset = TileDataset(
                 settings["cohort"]["root"],
@@ -86,6 +97,22 @@ def pack_tiles(
         write_text(partial / "pack.json", json.dumps(written, indent=1) + "\n")
 
 
+@contextlib.contextmanager
+def _explain_full_disk(output: Path) -> Iterator[None]:
+    """Turns the errors of a full disk, here or in one of LitData's processes, into one line."""
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        reasons = [os.strerror(code) for code in (errno.ENOSPC, errno.EDQUOT)]
+        reason = next((reason for reason in reasons if reason in str(error)), None)
+        if reason is None or isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"Packing into {output} failed: {reason}. Free space there and in the folder for "
+            f"temporary files, {tempfile.gettempdir()}, and pack again."
+        ) from error
+
+
 def _pack_split(
     dataset: TileDataset, folder: Path, split: str, seed: int, quality: int, workers: int | None
 ) -> None:
@@ -99,7 +126,7 @@ def _pack_split(
                 list(enumerate(shards)),
                 str(folder / split),
                 chunk_size=SHARD_TILES,
-                num_workers=min(workers or os.cpu_count() or 1, len(shards)),
+                num_workers=min(workers or usable_cpus(), len(shards)),
                 start_method="fork" if hasattr(os, "fork") else "spawn",
                 verbose=False,
             )

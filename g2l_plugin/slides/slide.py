@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 from pathlib import Path
 from typing import Literal
 
@@ -13,9 +15,17 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
 
 _MPP_KEYS = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
+
+_PLAUSIBLE_MPP = (0.08, 1.25)
+"""Scanners' objectives are 10x to 100x, which is 1 to 0.1 microns per pixel, here with a quarter to
+spare. What lies outside is a default of software (72 dpi, one pixel per millimetre) or a mistake in
+the unit (tenfold, inch for centimetre)."""
+
+_MAX_STRETCH = 1.05
+"""A pixel whose sides differ by more than this factor would show cells stretched."""
 
 _SAME_SCALE = 0.02
 """Scales closer to 1 than this are not resampled: vendors round mpp (0.499, 0.5027)."""
@@ -29,6 +39,18 @@ _MPP_AT_1X = 10.0
 _MAX_CONTRADICTION = 1.5
 """`overwrite_mpp` may differ by this factor from the resolution that the objective implies."""
 
+_PASSING_ERRORS = (
+    errno.EACCES,
+    errno.EIO,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EPERM,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+)
+"""Errors of the system that say nothing about a file, and that OpenSlide's message may contain."""
+
 SlideProblem = Literal[
     "missing",
     "cannot be opened",
@@ -36,6 +58,8 @@ SlideProblem = Literal[
     "no resolution",
     "wrong resolution",
     "too coarse",
+    "too small",
+    "no colour",
     "incomplete",
     "crashes the reader",
 ]
@@ -84,13 +108,40 @@ def open_slide(path: str | Path) -> openslide.OpenSlide:
     try:
         return openslide.OpenSlide(str(path))
     except (openslide.OpenSlideError, OSError) as error:
-        if not Path(path).is_file():
-            raise SlideError("missing", f"Slide {path} does not exist.") from error
+        # OpenSlide blames the format even if the system gives it no byte of the file.
+        if (withheld := withheld_by_system(path)) is not None:
+            raise withheld from error
+        for code in _PASSING_ERRORS:
+            if os.strerror(code) in str(error):
+                raise unreadable(path, OSError(code, os.strerror(code))) from error
         raise SlideError(
             "cannot be opened",
             f"OpenSlide cannot open {path} ({error}). Check that the file is complete and in a "
             "format that OpenSlide reads, or move it away.",
         ) from error
+
+
+def withheld_by_system(path: str | Path) -> SlideError | None:
+    """Says why the system does not give the bytes of a file, or returns None if it does."""
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+    except (FileNotFoundError, NotADirectoryError):
+        return SlideError("missing", f"Slide {path} does not exist.")
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:  # no file can have it
+            return SlideError("missing", f"Slide {path} does not exist.")
+        return unreadable(path, error)
+    return None
+
+
+def unreadable(path: str | Path, error: OSError | MemoryError) -> SlideError:
+    """Says that the system failed while a slide was read: the slide itself may be whole."""
+    cause = getattr(error, "strerror", None) or in_one_line(error) or "out of memory"
+    return SlideError(
+        "cannot be opened",
+        f"Slide {path} cannot be read: {cause}. See to that, and run the same command again.",
+    )
 
 
 def slide_mpp(slide: openslide.OpenSlide, path: str | Path, overwrite_mpp: float | None) -> float:
@@ -99,21 +150,36 @@ def slide_mpp(slide: openslide.OpenSlide, path: str | Path, overwrite_mpp: float
     Args:
         slide: The open slide.
         path: Its path, for error messages.
-        overwrite_mpp: The value to use if the slide's metadata has none (eva's name for it).
+        overwrite_mpp: The value to use if the slide's metadata has none that is plausible (eva's
+            name for it).
 
     Raises:
-        SlideError: The metadata has no resolution and `overwrite_mpp` is None, or `overwrite_mpp`
-            contradicts the power of the objective.
+        SlideError: The metadata has no plausible resolution and `overwrite_mpp` is None,
+            `overwrite_mpp` contradicts the power of the objective, or pixels are not square.
     """
     if has_mpp(slide):
-        return sum(float(slide.properties[key]) for key in _MPP_KEYS) / 2
+        x, y = _metadata_mpp(slide)
+        if max(x, y) > _MAX_STRETCH * min(x, y):
+            raise SlideError(
+                "wrong resolution",
+                f"The pixels of slide {path} are {x:g} x {y:g} microns according to its metadata, "
+                "expected square ones. Correct the metadata, or leave the slide out.",
+            )
+        return (x + y) / 2
     power = objective_power(slide)
     if overwrite_mpp is None:
         expected = f"{_MPP_AT_1X / power:g}" if power else "0.5 for a 20x scan, 0.25 for 40x"
+        written = _metadata_mpp(slide)
+        has = (
+            f"implausible microns per pixel in its metadata: {written[0]:g} x {written[1]:g}, "
+            f"expected {_PLAUSIBLE_MPP[0]:g} to {_PLAUSIBLE_MPP[1]:g}"
+            if any(written)
+            else "no microns per pixel in its metadata"
+        )
         raise SlideError(
             "no resolution",
-            f"Slide {path} has no microns per pixel in its metadata. Set OVERWRITE_MPP "
-            f"(`overwrite_mpp`, --overwrite-mpp): {expected}.",
+            f"Slide {path} has {has}. Set OVERWRITE_MPP (`overwrite_mpp`, --overwrite-mpp): "
+            f"{expected}.",
         )
     if power and abs(math.log(overwrite_mpp * power / _MPP_AT_1X)) > math.log(_MAX_CONTRADICTION):
         raise SlideError(
@@ -126,8 +192,20 @@ def slide_mpp(slide: openslide.OpenSlide, path: str | Path, overwrite_mpp: float
 
 
 def has_mpp(slide: openslide.OpenSlide) -> bool:
-    """Returns whether a slide's metadata has the microns per pixel."""
-    return all(slide.properties.get(key) for key in _MPP_KEYS)
+    """Returns whether a slide's metadata has microns per pixel that a scanner can have."""
+    finest, coarsest = _PLAUSIBLE_MPP
+    return all(finest <= mpp <= coarsest for mpp in _metadata_mpp(slide))
+
+
+def _metadata_mpp(slide: openslide.OpenSlide) -> tuple[float, float]:
+    """Reads the microns per pixel of both axes from a slide's metadata, 0 where there are none."""
+    written = []
+    for key in _MPP_KEYS:
+        try:
+            written.append(float(slide.properties[key]))
+        except (KeyError, ValueError):
+            written.append(0.0)
+    return written[0], written[1]
 
 
 def objective_power(slide: openslide.OpenSlide) -> float | None:

@@ -13,6 +13,7 @@ from g2l_plugin.slides import tissue
 from g2l_plugin.slides.overview import read_overview
 from g2l_plugin.slides.slide import (
     ReadPlan,
+    SlideError,
     has_mpp,
     objective_power,
     open_slide,
@@ -56,14 +57,15 @@ class SlideRecord:
 
     Attributes:
         problem: Why the slide cannot be used, as `SlideProblem` or "duplicate"; "" if it can.
-        message: The problem in one sentence.
+        message: The problem, or why there are no tiles, in one sentence.
         bytes: Size of the file when it was indexed.
         modified: When the file was last modified, in nanoseconds since 1970.
-        quickhash: OpenSlide's hash of the slide's content, or "".
+        quickhash: OpenSlide's hash of the slide's lowest level and metadata, or "".
+        sha256: Hash of the file's bytes, or "" if no other slide of the cohort may be the same.
         width: Width of level 0 in pixels.
         height: Height of level 0 in pixels.
         mpp: Microns per pixel of level 0.
-        mpp_overwritten: Whether neither the list nor the metadata has an mpp, so that
+        mpp_overwritten: Whether neither the list nor the metadata has a plausible mpp, so that
             `overwrite_mpp` decides.
         objective_power: Magnification of the objective, e.g. 20 or 40; None if unknown.
         plan: How the slide's tiles are read.
@@ -79,6 +81,7 @@ class SlideRecord:
     bytes: int = 0
     modified: int = 0
     quickhash: str = ""
+    sha256: str = ""
     width: int = 0
     height: int = 0
     mpp: float = 0.0
@@ -90,6 +93,11 @@ class SlideRecord:
     ink: int = 0
     blurred: int = 0
     damaged: int = 0
+
+    @property
+    def is_final(self) -> bool:
+        """Whether all of the slide was read; else the cause may pass: rights, network, memory."""
+        return not self.problem and not self.damaged
 
     @property
     def outcome(self) -> str:
@@ -112,7 +120,8 @@ def index_slide(
         if not measured); and the thumbnail that shows them.
 
     Raises:
-        SlideError: The slide cannot be opened or read, or its resolution is unknown or too coarse.
+        SlideError: The slide cannot be opened or read, its resolution is unknown or too coarse, or
+            it is smaller than a tile or has no colour.
     """
     with open_slide(path) as slide:
         mpp_overwritten = mpp is None and not has_mpp(slide)
@@ -128,7 +137,19 @@ def index_slide(
             objective_power=objective_power(slide),
             plan=plan,
         )
+    if min(np.array(slide_size) // plan.level0_size) == 0:
+        raise SlideError(
+            "too small",
+            f"Slide {path} has {slide_size[0]} x {slide_size[1]} pixels, fewer than a tile's "
+            f"{plan.level0_size[0]} x {plan.level0_size[1]}. Leave it out, or make smaller tiles.",
+        )
     overview, unreadable = read_overview(path, mpp, tissue.OVERVIEW_MPP)
+    if tissue.is_grey(overview):
+        raise SlideError(
+            "no colour",
+            f"Slide {path} is grey, and tissue is found by its colour. Leave it out, or scan it in "
+            "colour.",
+        )
     xy = _grid_corners(slide_size, plan.level0_size)
     mask = tissue.tissue_mask(overview)
     share = _area_means(mask, xy, plan.level0_size, slide_size)
@@ -153,6 +174,8 @@ def index_slide(
         blurred=int(blurred.sum()),
         damaged=int(damaged.sum()),
     )
+    if not record.tiles:
+        record = dataclasses.replace(record, message=_explain_no_tiles(path, record))
     tiles = {
         "x": xy[kept, 0],
         "y": xy[kept, 1],
@@ -162,6 +185,23 @@ def index_slide(
     left_out = {"ink": xy[inked], "blurred": xy[blurred], "damaged": xy[damaged]}
     thumbnail = draw_thumbnail(overview, mask, slide_size, plan.level0_size, xy[kept], left_out)
     return record, tiles, thumbnail
+
+
+def _explain_no_tiles(path: Path, record: SlideRecord) -> str:
+    """Says for what reasons no tile of a slide is kept."""
+    reasons = {
+        "little tissue": record.little_tissue,
+        "ink, or another stain than H&E": record.ink,
+        "blurred": record.blurred,
+        "damaged": record.damaged,
+    }
+    counts = [f"{count:,} {reason}" for reason, count in reasons.items() if count]
+    why = (
+        f"its tiles are left out: {', '.join(counts)}"
+        if counts
+        else "none of it has the colour of tissue"
+    )
+    return f"Slide {path} has no tile on tissue: {why}."
 
 
 def _grid_corners(slide_size: tuple[int, int], tile_size: tuple[int, int]) -> np.ndarray:

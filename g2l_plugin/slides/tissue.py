@@ -19,9 +19,16 @@ _MIN_SATURATION = 0.06
 _MAX_SATURATION = 0.12
 """Upper limit of that threshold, for a slide with strong ink."""
 
+_MIN_VALUE = 0.15
+"""Lower limit of HSV value, 38 of 255. What is darker lies outside of the scan, where saturation is
+noise: RGB (4, 2, 6) has one of 0.67. The blackest pigment in tissue has 0.2 and more."""
+
 
 def tissue_mask(overview: np.ndarray) -> np.ndarray:
     """Finds tissue by colour saturation, with Otsu's threshold, and removes specks.
+
+    This suits H&E. Where haematoxylin is the only stain, as in an IHC of few positive cells, or a
+    stain has faded to less than a quarter, tissue is as grey as glass, and not found.
 
     Args:
         overview: uint8 RGB (height, width, 3) at about 8 microns per pixel.
@@ -29,12 +36,20 @@ def tissue_mask(overview: np.ndarray) -> np.ndarray:
     Returns:
         Boolean mask (height, width).
     """
-    saturation = ndimage.gaussian_filter(_hsv(overview)[1], 1)
-    if np.ptp(saturation) < 1e-3:  # a single colour has no Otsu threshold
+    _, saturation, value = _hsv(overview)
+    lit = value >= _MIN_VALUE
+    saturation = ndimage.gaussian_filter(np.where(lit, saturation, 0), 1)
+    if not lit.any() or np.ptp(saturation[lit]) < 1e-3:  # a single colour has no Otsu threshold
         threshold = _MIN_SATURATION
     else:
-        threshold = np.clip(filters.threshold_otsu(saturation), _MIN_SATURATION, _MAX_SATURATION)
-    return morphology.opening(saturation > threshold, morphology.disk(1))
+        otsu = filters.threshold_otsu(saturation[lit])
+        threshold = np.clip(otsu, _MIN_SATURATION, _MAX_SATURATION)
+    return morphology.opening(lit & (saturation > threshold), morphology.disk(1))
+
+
+def is_grey(overview: np.ndarray) -> bool:
+    """Whether a picture has shades, but no colour at all: one channel, or three equal ones."""
+    return bool((np.ptp(overview, axis=2) == 0).all() and np.ptp(overview) > 0)
 
 
 def ink_mask(overview: np.ndarray) -> np.ndarray:

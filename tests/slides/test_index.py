@@ -1,5 +1,6 @@
 import contextlib
 import csv
+import errno
 import json
 import os
 import shutil
@@ -10,6 +11,7 @@ import time
 
 import numpy as np
 import pytest
+from helpers import damage
 from PIL import Image
 
 from g2l_plugin.errors import UserError
@@ -18,6 +20,7 @@ from g2l_plugin.slides import indexing
 from g2l_plugin.slides.cohort import read_cohort
 from g2l_plugin.slides.index import open_index, summarize_index
 from g2l_plugin.slides.indexing import build_index
+from g2l_plugin.slides.slide import SlideError
 from g2l_plugin.slides.slide_source import SlideTiles
 from g2l_plugin.slides.tile_grid import TileGrid
 
@@ -172,7 +175,7 @@ def test_bad_slides_are_left_out_and_counted(tmp_path, slides, write_slide):
     (slides / "cut off.svs").write_bytes(whole[:1000])
     (slides / "döppelt.tiff").write_bytes(whole)
     (slides / "empty.svs").write_bytes(b"")
-    write_slide(slides / "coarse.tiff", 320, mpp=2.0)
+    write_slide(slides / "coarse.tiff", 320, mpp=1.0)
     write_slide(slides / "unknown.tiff", 320, mpp=None)
     write_slide(slides / "glass.tiff", 400, tissue=False)
     index = build_index(tmp_path / "index", TileGrid(64, 64, min_sharpness=0), slides, workers=2)
@@ -227,6 +230,47 @@ def test_slides_of_any_name_are_indexed(tmp_path, write_slide):
 def test_a_name_that_is_no_file_name_is_missing(tmp_path, slides):
     index = build_index(tmp_path / "index", GRID, slides, ["0.tiff", "x" * 300], max_lost=1)
     assert outcomes(index) == {"0.tiff": "used", "x" * 300: "missing"}
+
+
+@pytest.mark.parametrize(
+    ("error", "cause"),
+    [
+        (PermissionError(errno.EACCES, "Permission denied"), "Permission denied"),
+        (OSError(errno.EIO, "Input/output error"), "Input/output error"),
+        (MemoryError(), "out of memory"),
+        (SlideError("too coarse", "Level 0 has not arrived."), "Level 0 has not arrived"),
+    ],
+)
+def test_what_failed_is_told_and_tried_again(tmp_path, slides, monkeypatch, error, cause):
+    index_slide = indexing.index_slide
+
+    def index_or_fail(path, *args):
+        if path.name == "1.tiff":
+            raise error
+        return index_slide(path, *args)
+
+    monkeypatch.setattr(indexing, "index_slide", index_or_fail)
+    record = build_index(tmp_path / "index", GRID, slides).records[1]
+    assert cause in record.message and "damaged" not in record.message
+    before = stamps(tmp_path / "index")
+    monkeypatch.setattr(indexing, "index_slide", index_slide)
+    index = build_index(tmp_path / "index", GRID, slides)
+    assert index.counts() == {"used": 4}
+    changed = [name for name, stamp in stamps(tmp_path / "index").items() if stamp != before[name]]
+    assert [name[0] for name in changed] == ["1"]
+
+
+@pytest.mark.parametrize("later", [0, 1])
+def test_a_repaired_slide_keeps_no_damage(tmp_path, slides, write_slide, later):
+    path = write_slide(slides / "1.tiff", 768, levels=1)
+    whole, stat = path.read_bytes(), path.stat()
+    damage(path, 0, [14])
+    assert build_index(tmp_path / "index", GRID, slides).records[1].damaged > 0
+    path.write_bytes(whole)
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + later))
+    index = build_index(tmp_path / "index", GRID, slides)
+    assert index.records[1].damaged == 0
+    assert index.records == build_index(tmp_path / "new", GRID, slides).records
 
 
 def test_a_slide_that_kills_its_process_is_left_out(tmp_path, slides, monkeypatch):

@@ -1,5 +1,7 @@
 import itertools
 import json
+import os
+import threading
 
 import numpy as np
 import pytest
@@ -7,8 +9,9 @@ import torch
 from helpers import damage
 
 from g2l_plugin.errors import UserError
-from g2l_plugin.slides import pack
+from g2l_plugin.slides import pack, packed_source
 from g2l_plugin.slides.dataset import TileDataset
+from g2l_plugin.slides.index import read_settings
 from g2l_plugin.slides.indexing import build_index
 from g2l_plugin.slides.loader import TileLoader
 from g2l_plugin.slides.pack import pack_tiles
@@ -45,8 +48,9 @@ def from_slides(index, split):
     return dataset
 
 
-def packed(root, split):
-    dataset = TileDataset("nowhere", split=split, packed_root=str(root), index_dir="nowhere")
+def packed(root, split, **settings):
+    settings = {"width": 64, "height": 64, "min_sharpness": 0, "n_val_tiles": 9} | settings
+    dataset = TileDataset("nowhere", split=split, packed_root=str(root), **settings)
     dataset.prepare_data()
     dataset.setup()
     return dataset
@@ -113,6 +117,80 @@ def test_a_folder_without_packed_tiles_is_refused(tmp_path):
         PackedTiles(str(tmp_path), "train")
     with pytest.raises(UserError, match="set `split`"):
         TileDataset("", packed_root=str(tmp_path)).configure()
+
+
+@pytest.mark.parametrize(
+    ("settings", "told"),
+    [
+        ({"width": 32, "height": 32, "target_mpp": 1.0}, "TILE_SIZE=64, TARGET_MPP=0.5, .*=32, .*"),
+        ({"overwrite_mpp": 0.25}, "OVERWRITE_MPP=null, .*=0.25"),
+        ({"min_tissue": 0.4}, "MIN_TISSUE=0.5, .*=0.4"),
+        ({"min_sharpness": 0.1}, "MIN_SHARPNESS=0, .*=0.1"),
+        ({"n_slides": 2}, "N_SLIDES=null, .*=2"),
+        ({"seed": 4}, "COHORT_SEED=0, .*=4"),
+        ({"one_per_patient": False}, "one_per_patient=true, .*=false"),
+        ({"keep_duplicates": True}, "keep_duplicates=false, .*=true"),
+        ({"n_val_tiles": 8}, "N_VAL_TILES=9, .*=8"),
+        ({"n_val_patients": 1}, "N_VAL_PATIENTS=20, .*=1"),
+    ],
+)
+def test_a_run_of_other_settings_than_packed_is_refused(index, tmp_path, settings, told):
+    description = {"index": read_settings(index), "n_val_tiles": 9, "n_val_patients": 20}
+    (tmp_path / "pack.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=f"were packed with {told}.* Set it as packed"):
+        packed(tmp_path, "train", **settings)
+
+
+def test_validation_tiles_are_chosen_with_the_seed_of_the_index(tmp_path, write_slide):
+    write_slide(tmp_path / "slides" / "0.tiff", 448)
+    build_index(tmp_path / "index", GRID, tmp_path / "slides", seed=5)
+    pack_tiles(tmp_path / "index", tmp_path / "packed", n_val_tiles=9, workers=1)
+    assert len(packed(tmp_path / "packed", "val", seed=5)) > 0
+    with pytest.raises(UserError, match="COHORT_SEED=5"):
+        packed(tmp_path / "packed", "val")
+
+
+def test_a_missing_or_cut_shard_is_told_before_a_run(index, tmp_path):
+    pack_tiles(index, tmp_path / "packed", n_val_tiles=9, workers=1)
+    (shard,) = (tmp_path / "packed" / "train").glob("*.bin")
+    os.truncate(shard, 1000)
+    with pytest.raises(UserError, match=r"Shard .*train/chunk-0-0\.bin has 1,000 of .* bytes\."):
+        packed(tmp_path / "packed", "train")
+    shard.unlink()
+    with pytest.raises(UserError, match=r"Shard .*train/chunk-0-0\.bin has 0 of"):
+        packed(tmp_path / "packed", "train")
+
+
+def test_a_shard_that_goes_bad_during_a_run_is_one_line(index, tmp_path):
+    pack_tiles(index, tmp_path / "packed", n_val_tiles=9, workers=1)
+    tiles = packed(tmp_path / "packed", "train").tiles
+    (shard,) = (tmp_path / "packed" / "train").glob("*.bin")
+    shard.write_bytes(b"\0" * shard.stat().st_size)
+    with pytest.raises(UserError, match=r"Shard chunk-0-0\.bin of .*train cannot be read: ") as e:
+        tiles.read(3)
+    assert "\n" not in str(e.value)
+
+
+def test_a_store_that_does_not_answer_is_waited_for_with_a_limit(monkeypatch):
+    monkeypatch.setattr(packed_source, "_MAX_WAIT", 0.1)
+    down = threading.Event()
+    with pytest.raises(UserError, match=r"s3://a has not answered for 0\.1 s"):
+        packed_source._wait_for("s3://a", down.wait)
+    down.set()
+    assert packed_source._wait_for("s3://a", lambda: 3) == 3
+    with pytest.raises(KeyError):
+        packed_source._wait_for("s3://a", lambda: {}["b"])
+
+
+@pytest.mark.parametrize("error", [OSError, RuntimeError])  # here, or LitData's report of a process
+def test_a_full_disk_is_one_line_and_leaves_nothing(index, tmp_path, monkeypatch, error):
+    def fail(*args, **options):
+        raise error("Traceback ...\nOSError: [Errno 28] No space left on device")
+
+    monkeypatch.setattr(pack, "_pack_split", fail)
+    with pytest.raises(UserError, match=r"Packing into .*packed failed: No space left on device\."):
+        pack_tiles(index, tmp_path / "packed")
+    assert {path.name for path in tmp_path.iterdir()} == {"slides", "index"}
 
 
 def test_pickled_shards_are_refused(index, tmp_path):

@@ -2,14 +2,24 @@ import pickle
 import types
 
 import numpy as np
+import openslide
 import pytest
 import tifffile
 from helpers import damage
+from hypothesis import given
+from hypothesis import strategies as st
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides import overview
 from g2l_plugin.slides.overview import read_overview
-from g2l_plugin.slides.slide import SlideError, open_slide, plan_reads, read_tile, slide_mpp
+from g2l_plugin.slides.slide import (
+    SlideError,
+    has_mpp,
+    open_slide,
+    plan_reads,
+    read_tile,
+    slide_mpp,
+)
 
 
 def test_mpp_in_the_metadata_is_not_overwritten(tmp_path, write_slide):
@@ -129,6 +139,34 @@ def fake_slide(**properties):
     return types.SimpleNamespace(properties={f"openslide.{k}": v for k, v in properties.items()})
 
 
+@pytest.mark.parametrize(
+    "mpp", ["0", "-0.5", "nan", "352.8", "1000", "5", "1.27", "0.05", "unknown", "1e-320"]
+)
+def test_an_implausible_resolution_is_none_and_can_be_overwritten(mpp):
+    slide = fake_slide(**{"mpp-x": mpp, "mpp-y": mpp})
+    assert not has_mpp(slide)
+    assert slide_mpp(slide, "a.svs", 0.25) == 0.25
+    with pytest.raises(SlideError, match=r"microns per pixel in its metadata.*OVERWRITE_MPP") as e:
+        slide_mpp(slide, "a.svs", None)
+    assert e.value.problem == "no resolution"
+
+
+def test_an_implausible_resolution_is_told():
+    with pytest.raises(SlideError, match=r"has implausible .*: 5 x 5, expected 0\.08 to 1\.25\."):
+        slide_mpp(fake_slide(**{"mpp-x": "5", "mpp-y": "5"}), "a.svs", None)
+
+
+@given(st.floats(0.08, 1.25), st.floats(0.08, 1.25))
+def test_pixels_are_square_or_refused(x, y):
+    slide = fake_slide(**{"mpp-x": str(x), "mpp-y": str(y)})
+    try:
+        assert min(x, y) * 0.999 <= slide_mpp(slide, "a.svs", 0.5) <= max(x, y) * 1.001
+        assert max(x, y) <= 1.05 * min(x, y)
+    except SlideError as error:
+        assert error.problem == "wrong resolution" and f"{x:g} x {y:g}" in str(error)
+        assert max(x, y) > 1.05 * min(x, y)
+
+
 @pytest.mark.parametrize(("power", "mpp"), [("40", 0.5), ("20", 0.25), ("20", 1.0)])
 def test_overwrite_mpp_that_contradicts_the_objective_is_refused(power, mpp):
     slide = fake_slide(**{"objective-power": power})
@@ -159,6 +197,22 @@ def test_a_file_that_is_not_a_slide_is_a_clear_error(tmp_path):
         open_slide(path)
     with pytest.raises(UserError, match=r"gone\.svs does not exist"):
         open_slide(tmp_path / "gone.svs")
+
+
+def test_what_the_system_withholds_is_not_blamed_on_the_format(tmp_path):
+    (tmp_path / "a.svs").mkdir()
+    with pytest.raises(SlideError, match=r"a\.svs cannot be read: Is a directory\. .*again"):
+        open_slide(tmp_path / "a.svs")
+
+
+def test_too_many_open_files_are_not_blamed_on_the_format(tmp_path, monkeypatch):
+    def fail(path):
+        raise openslide.OpenSlideError(f"Couldn't open {path}: Too many open files")
+
+    (tmp_path / "a.svs").write_bytes(b"whole")
+    monkeypatch.setattr(openslide, "OpenSlide", fail)
+    with pytest.raises(SlideError, match=r"a\.svs cannot be read: Too many open files\."):
+        open_slide(tmp_path / "a.svs")
 
 
 def test_real_slide_without_mpp(real_slides):

@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import tifffile
 from helpers import damage
 from hypothesis import given
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from g2l_plugin.slides import tile_grid
+from g2l_plugin.slides.slide import SlideError
 from g2l_plugin.slides.tile_grid import TileGrid, index_slide
 
 
@@ -88,11 +90,55 @@ def test_a_slide_without_tissue_has_no_tiles(tmp_path):
     )
     record, tiles, _ = index_slide(tmp_path / "a.tiff", TileGrid(64, 64))
     assert record.tiles == 0 and len(tiles["x"]) == 0 and not record.problem
+    assert "none of it has the colour of tissue" in record.message
 
 
-def test_a_slide_smaller_than_a_tile_has_no_tiles(tmp_path, write_slide):
-    record, _, _ = index_slide(write_slide(tmp_path / "a.tiff", 200), TileGrid(256, 256))
-    assert record.tiles == 0
+def test_a_slide_smaller_than_a_tile_is_told(tmp_path, write_slide):
+    path = write_slide(tmp_path / "a.tiff", 200)
+    with pytest.raises(SlideError, match=r"200 x 200 pixels, fewer than a tile's 256 x 256") as e:
+        index_slide(path, TileGrid(256, 256))
+    assert e.value.problem == "too small"
+
+
+def write_levels(path, *levels):
+    options = {"tile": (128, 128), "resolution": (2e4, 2e4), "resolutionunit": "CENTIMETER"}
+    options["photometric"] = "rgb" if levels[0].ndim == 3 else "minisblack"
+    with tifffile.TiffWriter(path) as writer:
+        for number, level in enumerate(levels):
+            writer.write(level, subfiletype=int(number > 0), **options)
+    return path
+
+
+@pytest.mark.parametrize("empty", [0, 255])
+def test_an_empty_level_is_not_taken_for_a_slide_without_tissue(tmp_path, empty):
+    image = tifffile.imread(paint(tmp_path / "whole.tiff"))
+    levels = [np.full_like(image[:: 2**n, :: 2**n], empty) for n in (2, 4)]
+    path = write_levels(tmp_path / "a.tiff", image, *levels)
+    with pytest.raises(SlideError, match=r"Level 2 of slide .* is empty, but level 0 is not"):
+        index_slide(path, TileGrid(128, 128))
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
+def test_a_grey_slide_is_told(tmp_path, dtype):
+    grey = tifffile.imread(paint(tmp_path / "whole.tiff"))[..., 1].astype(dtype)
+    path = write_levels(tmp_path / "a.tiff", grey * (np.iinfo(dtype).max // 255))
+    with pytest.raises(SlideError, match="is grey, and tissue is found by its colour") as error:
+        index_slide(path, TileGrid(128, 128))
+    assert error.value.problem == "no colour"
+
+
+def test_a_scan_of_16_bits_gives_the_tiles_of_8(tmp_path):
+    image = tifffile.imread(paint(tmp_path / "8.tiff"))
+    path = write_levels(tmp_path / "16.tiff", image.astype(np.uint16) * 257)
+    assert index_slide(path, TileGrid(128, 128))[0].tiles == 64
+
+
+def test_a_slide_without_tiles_says_why(tmp_path):
+    path = paint(tmp_path / "a.tiff", ink=True)
+    assert index_slide(path, TileGrid(128, 128))[0].message == ""
+    inked = tifffile.imread(path)[:, 512:]
+    record, _, _ = index_slide(write_levels(tmp_path / "b.tiff", inked), TileGrid(128, 128))
+    assert record.outcome == "no tissue" and "32 ink, or another stain than H&E" in record.message
 
 
 def test_tiles_that_cannot_be_read_are_left_out_and_counted(tmp_path):

@@ -28,6 +28,33 @@ def test_a_slide_full_of_tissue_is_all_tissue():
 
 
 @pytest.mark.parametrize(
+    ("colour", "noise"),
+    [((0, 0, 0), 0), ((4, 2, 6), 3), ((6, 3, 3), 2), ((4, 4, 9), 2), ((12, 7, 12), 3)],
+)
+def test_near_black_outside_of_the_scan_is_not_tissue(colour, noise):
+    image = np.full((64, 128, 3), PINK, float)
+    image[:, 64:] = colour + np.random.default_rng(0).normal(0, noise, (64, 64, 3))
+    mask = tissue.tissue_mask(np.clip(image, 0, 255).astype(np.uint8))
+    assert mask[:, :63].all() and not mask[:, 64:].any()
+    assert not tissue.tissue_mask(np.clip(image[:, 64:], 0, 255).astype(np.uint8)).any()
+
+
+@pytest.mark.parametrize("colour", [(226, 150, 190), (70, 45, 35), (95, 40, 120), (190, 42, 60)])
+def test_pigment_blood_and_dense_nuclei_are_tissue(colour):
+    assert tissue.tissue_mask(picture(colour))[15:45, 15:45].all()
+
+
+def test_what_is_as_grey_as_glass_is_not_tissue():
+    faded = tuple(round(250 - (250 - channel) * 0.12) for channel in PINK)
+    pale_counterstain = (222, 226, 230)
+    assert not tissue.tissue_mask(picture(faded, pale_counterstain)).any()
+
+
+def test_blue_counterstain_is_taken_for_ink():
+    assert tissue.ink_mask(picture((100, 125, 170)))[15:45, 15:45].all()
+
+
+@pytest.mark.parametrize(
     "ink", [(20, 120, 60), (30, 60, 190), (25, 25, 28), (215, 25, 35), (10, 150, 160)]
 )
 def test_ink_is_distinguished_from_stain(ink):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from loguru import logger
 from typing_extensions import override
 
+from g2l_plugin.parallel import usable_cpus
 from g2l_plugin.slides.batch import TileBatch
 
 _WARM_UP = 10
@@ -150,6 +150,6 @@ class DataWait(pl.Callback):
             f"Reading tiles limits the run: the device waits for them {waited / total:.0%} of the "
             f"time. It gets {self._tiles / total:,.0f} tiles/s and could process "
             f"{self._tiles / max(total - waited, 1e-9):,.0f}. Use more workers "
-            f"(N_DATA_WORKERS, now {workers} on {os.cpu_count()} cores), or pack the tiles once "
+            f"(N_DATA_WORKERS, now {workers} on {usable_cpus()} cores), or pack the tiles once "
             "(g2l pack, PACKED_ROOT)."
         )
