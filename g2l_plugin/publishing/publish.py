@@ -109,6 +109,8 @@ def publish_run(
             f"{run} has not ended (step {record.step:,}). Resume it (`resume: auto`, or "
             f"RESUME={path}), or publish this checkpoint: g2l publish {path}"
         )
+    if not record.step:
+        raise UserError(f"{path} has made no step: its student is the start. Train it first.")
     run_folder = path.parent.parent
     if not run.expanduser().is_file() and (chosen := student_checkpoint(run_folder)) != path:
         checkpoint = read_checkpoint(chosen)

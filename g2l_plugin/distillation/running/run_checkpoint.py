@@ -19,7 +19,7 @@ from g2l_plugin import upstream
 from g2l_plugin.distillation.running.atomic_checkpoint import CheckpointWriteError
 from g2l_plugin.distillation.running.signals import StopSignals
 from g2l_plugin.errors import UserError
-from g2l_plugin.runs.checkpoints import BEST, FOLDER, list_checkpoints, step_file
+from g2l_plugin.runs.checkpoints import BEST, FOLDER, LAST, list_checkpoints, step_file
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -194,6 +194,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _remove_old(self, newest: Path) -> None:
         """Removes all but the newest by writing time: damaged ones may be of later steps."""
+        newest.with_name(LAST).unlink(missing_ok=True)  # of a run that had ended, and goes on
         others = [path for path in list_checkpoints(newest.parent.parent) if path != newest]
         others = [path for path in others if path.name.startswith("step=")]
         others.sort(key=lambda path: path.stat().st_mtime, reverse=True)
