@@ -338,10 +338,9 @@ class DistillationModule(RunModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        dataset = tile_dataset(upstream.attached_trainer(self))
-        self.run_state.load(
-            checkpoint, self.state_dict(), self.teachers.encoders, dataset, self.step_sync
-        )
+        trainer = upstream.attached_trainer(self)
+        teachers = self.teachers.encoders
+        self.run_state.load(checkpoint, self.state_dict(), teachers, trainer, self.step_sync)
 
     @torch.no_grad()
     def _fit_rotation(self, objective: RotationObjective) -> None:

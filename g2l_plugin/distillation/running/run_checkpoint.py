@@ -76,6 +76,8 @@ class RunCheckpoint(ModelCheckpoint):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        if not (Path(str(self.dirpath)) / BEST).is_file():  # it is of another session
+            self._best = -math.inf
         self._saved_at, self._step = time.monotonic(), trainer.global_step
         self.last_model_path = self.best_model_path = str(trainer.ckpt_path or "")
         if trainer.is_global_zero:  # what a killed process was writing
@@ -164,11 +166,13 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self._best}  # for the rest, the folder holds the state
+        # For the rest, the folder holds the state.
+        return {"best": self._best, "monitor": self.best_metric}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best = state_dict["best"]
+        if state_dict.get("monitor", self.best_metric) == self.best_metric:
+            self._best = state_dict["best"]
 
     @property
     def _last(self) -> str:

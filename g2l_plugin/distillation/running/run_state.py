@@ -28,7 +28,7 @@ from g2l_plugin.runs.validation import Alignment
 from g2l_plugin.slides.dataset import TileDataset
 
 _LAST_STEP = "g2l_last_step"
-_TILES = "g2l_tiles"
+_TILES: dict[Literal["train", "val"], str] = {"train": "g2l_tiles", "val": "g2l_val_tiles"}
 _START = "g2l_start"
 CONFIG_KEY = "g2l_config"
 """Key of the run's configuration in a checkpoint."""
@@ -157,8 +157,9 @@ class RunState:
         """Writes the state, the identity of the tiles and the last step into a checkpoint."""
         checkpoint[KEY] = self.record(trainer).to_dict()
         checkpoint[CONFIG_KEY] = self.config
-        if (dataset := tile_dataset(trainer)) is not None:
-            checkpoint[_TILES] = dataset.fingerprint()
+        for split, key in _TILES.items():
+            if (dataset := tile_dataset(trainer, split)) is not None:
+                checkpoint[key] = dataset.fingerprint()
         checkpoint[_LAST_STEP] = step_sync.state_dict()
         checkpoint[_START] = {
             name: estimate.to_dict() for name, estimate in self._start_estimates.items()
@@ -169,7 +170,7 @@ class RunState:
         checkpoint: Mapping[str, Any],
         weights: Mapping[str, Any],
         teachers: Sequence[Encoder],
-        dataset: TileDataset | None,
+        trainer: pl.Trainer | None,
         step_sync: StepSync,
     ) -> None:
         """Restores the state from a checkpoint of the same run.
@@ -178,7 +179,7 @@ class RunState:
             checkpoint: The checkpoint.
             weights: The state dict that its weights go into.
             teachers: The teachers.
-            dataset: The tiles that are trained on.
+            trainer: The trainer, with the tiles that are trained on and validated on.
             step_sync: What receives the last step.
 
         Raises:
@@ -201,10 +202,14 @@ class RunState:
                     f"sha256 {before['sha256']}; now {now.source}, {now.sha256}. Resume with its "
                     "teacher."
                 )
-        if dataset is not None and checkpoint.get(_TILES) not in (None, dataset.fingerprint()):
+        for split, key in _TILES.items():
+            dataset = tile_dataset(trainer, split)
+            if dataset is None or checkpoint.get(key) in (None, dataset.fingerprint()):
+                continue
             raise UserError(
-                "The checkpoint belongs to a run on other tiles, so its place among them has no "
-                "meaning here. Resume with its slides and index, or start a new run (RESUME=null)."
+                f"The checkpoint belongs to a run on other tiles ({split}): its place among them, "
+                "or its figures, have no meaning here. Resume with its slides and index, or start "
+                "a new run (RESUME=null)."
             )
         step_sync.load_state_dict(checkpoint.get(_LAST_STEP))
         self._resumed_objective = record["objective"]

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import timm
@@ -568,8 +569,37 @@ def test_a_run_is_resumed_with_its_own_tiles_only(make_run, slide_tiles, tmp_pat
     trainer, second, data = make_run(
         max_steps=4, tiles=slide_tiles(split="train"), resume=checkpoint
     )
-    with pytest.raises(UserError, match="run on other tiles.*RESUME=null"):
+    with pytest.raises(UserError, match="run on other tiles .train.*RESUME=null"):
         trainer.fit(second, datamodule=data)
+
+
+def test_figures_of_a_run_stay_those_of_its_validation_tiles(make_run, slide_tiles):
+    def make(val, **options):
+        trainer, module, data = make_run(tiles=slide_tiles(), **options)
+        data.datasets = DatasetsSchema(train=data.datasets.train, val=val)
+        return trainer, module, data
+
+    trainer, first, data = make(slide_tiles(), max_steps=2)
+    trainer.fit(first, datamodule=data)
+    checkpoint = f"{trainer.log_dir}/checkpoints/last.ckpt"
+    val = slide_tiles(split="val", n_val_patients=1)
+    trainer, second, data = make(val, max_steps=4, resume=checkpoint)
+    with pytest.raises(UserError, match="run on other tiles .val"):
+        trainer.fit(second, datamodule=data)
+
+
+def test_the_best_of_another_session_does_not_keep_this_one_from_its_own(make_run, tmp_path):
+    options = {"val_check_interval": 1, "checkpoint_type": "best"}
+    trainer, module, data = make_run(max_steps=2, **options)
+    trainer.fit(module, datamodule=data)
+    path = f"{trainer.log_dir}/checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    (state,) = (s for s in checkpoint["callbacks"].values() if "best" in s)
+    state["best"] = 2.0  # no validation reaches it
+    torch.save(checkpoint, path)
+    trainer, module, data = make_run(max_steps=4, resume=path, **options)
+    trainer.fit(module, datamodule=data)
+    assert Path(trainer.log_dir, "checkpoints", "best.ckpt").is_file()
 
 
 def test_a_worker_that_dies_is_reported_and_nothing_is_lost(make_run, slide_tiles, tmp_path):
