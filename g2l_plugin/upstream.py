@@ -7,6 +7,8 @@ override are not listed.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from eva.core.callbacks.config import _load_submitted_config
+from eva.core.data.dataloaders import DataLoader
 from eva.core.trainers import Trainer
 from eva.core.trainers._recorder import SessionRecorder
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -37,6 +40,22 @@ def write_session_results_once() -> None:
     eva 0.4.5 writes it on every device, into the same file.
     """
     SessionRecorder.save = rank_zero_only(SessionRecorder.save)  # type: ignore[method-assign]
+
+
+def read_without_workers() -> None:
+    """Lets eva's data loaders read in the main process, `num_workers: 0`.
+
+    eva 0.4.5 then passes its defaults for workers all the same, and PyTorch refuses them.
+    """
+    make = DataLoader.__call__
+
+    @functools.wraps(make)
+    def call(self: DataLoader, *args: Any, **kwargs: Any) -> Any:
+        if self.num_workers == 0:
+            self = dataclasses.replace(self, prefetch_factor=None, persistent_workers=False)
+        return make(self, *args, **kwargs)
+
+    DataLoader.__call__ = call  # type: ignore[method-assign]
 
 
 def set_session(trainer: Trainer, session_id: str) -> None:

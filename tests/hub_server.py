@@ -66,6 +66,7 @@ class Hub(http.server.ThreadingHTTPServer):
         drop: Number of next uploads of large files that are dropped in the middle.
         drop_commits: Whether the connection is dropped `before` or `after` each next commit.
         corrupt: Whether large files are served with a wrong byte.
+        answers: How files are served: None, `down` (503) or `bare` (a proxy removes the headers).
         served: (method, path, Range) of each request.
     """
 
@@ -88,6 +89,7 @@ class Hub(http.server.ThreadingHTTPServer):
         self.busy = self.cut = self.drop = 0
         self.drop_commits: list[str] = []
         self.corrupt = False
+        self.answers: str | None = None
         self.served: list[tuple[str, str, str | None]] = []
 
     @property
@@ -184,6 +186,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _file(self, repo, name, revision, file):
         gated = self.server.gated
+        if self.server.answers == "down":
+            return self._error("down")
         if not (commit := repo.find(revision)):
             return self._error("revision")
         if name in gated and self.token not in gated[name]:
@@ -197,6 +201,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "X-Linked-Size": str(len(data)),
             "Accept-Ranges": "bytes",
         }
+        if self.server.answers == "bare":
+            headers = {}
         if self.server.corrupt and file.endswith(".safetensors"):
             data = data[:-1] + bytes([data[-1] ^ 1])
         if not (byte_range := self.headers["Range"]):

@@ -1,9 +1,11 @@
 """The private names that the package relies on are there, and mean what they meant."""
 
+import importlib
 import inspect
 
 import lightning.pytorch as pl
 import torch
+from eva.core import DataLoader
 from eva.core.callbacks import config as eva_config
 from eva.core.trainers import Trainer
 from eva.core.trainers._recorder import SessionRecorder
@@ -24,6 +26,12 @@ def test_what_is_replaced_exists():
 
 def test_the_interval_of_checkpoints_is_read():
     assert upstream.checkpoint_interval(ModelCheckpoint(every_n_train_steps=7)) == 7
+
+
+def test_evas_data_loader_reads_without_workers():
+    importlib.import_module("g2l_plugin.distillation.running.trainer")  # as eva's command line does
+    assert next(iter(DataLoader(num_workers=0, batch_size=2)([1, 2, 3]))).tolist() == [1, 2]
+    assert DataLoader(num_workers=1)([1]).prefetch_factor == 2
 
 
 def test_a_module_outside_of_a_run_has_no_trainer():

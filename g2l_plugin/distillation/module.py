@@ -21,7 +21,7 @@ from g2l_plugin.distillation.beyond.rotation import RotationObjective
 from g2l_plugin.distillation.beyond.stain import StainJitter
 from g2l_plugin.distillation.losses import DistillationLoss, LogSumLoss
 from g2l_plugin.distillation.objective import CombinedObjective, shares
-from g2l_plugin.distillation.running.run_module import RunModule
+from g2l_plugin.distillation.running.run_module import RunModule, check_optimizer
 from g2l_plugin.distillation.running.run_state import tile_dataset
 from g2l_plugin.distillation.running.teacher_caches import TeacherCaches
 from g2l_plugin.distillation.teachers import Teachers, embed, embed_with_grid
@@ -112,8 +112,8 @@ class DistillationModule(RunModule):
 
         Raises:
             UserError: `micro_batch_size` is below 1, a weight below 0, a cache is set without
-                `n_views` or with `patch_weight`, or a setting of the linear projector with
-                `rotation`.
+                `n_views` or with `patch_weight`, a setting of the linear projector with
+                `rotation`, or the optimizer or its schedule cannot be made.
         """
         super().__init__()
         if micro_batch_size is not None and micro_batch_size < 1:
@@ -151,6 +151,7 @@ class DistillationModule(RunModule):
                 "`teacher_cache` is set, but every epoch makes new views: nothing would be read "
                 "again. Set the view's `n_views` (N_VIEWS) to a number of views per tile."
             )
+        check_optimizer(optimizer, lr_scheduler)
         # The state dict has no teacher; `RunState.load` checks the other weights.
         self.strict_loading = False
         self._caches: TeacherCaches | None = None
@@ -337,10 +338,9 @@ class DistillationModule(RunModule):
 
     @override
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        dataset = tile_dataset(upstream.attached_trainer(self))
-        self.run_state.load(
-            checkpoint, self.state_dict(), self.teachers.encoders, dataset, self.step_sync
-        )
+        trainer = upstream.attached_trainer(self)
+        teachers = self.teachers.encoders
+        self.run_state.load(checkpoint, self.state_dict(), teachers, trainer, self.step_sync)
 
     @torch.no_grad()
     def _fit_rotation(self, objective: RotationObjective) -> None:

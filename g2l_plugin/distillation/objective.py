@@ -61,7 +61,15 @@ class Objective(nn.Module):
 
         Returns:
             Both as float32 (B, D_t).
+
+        Raises:
+            UserError: The batch norms have one tile to train on.
         """
+        if self.training and len(student) < 2:
+            raise UserError(
+                "A batch has one tile, and batch norms need two. Raise BATCH_SIZE (and set "
+                "`drop_last`), or use `projector: rotation` (PROJECTOR), which has none."
+            )
         with torch.autocast(student.device.type, enabled=False):
             projected = self.student_norm(self.projector(student.float()))  # (B, D_s) -> (B, D_t)
             target = self.teacher_norm(teacher.float())  # (B, D_t)

@@ -12,7 +12,7 @@ from g2l_plugin.encoders.folder import is_vision_transformer, load_folder
 from g2l_plugin.encoders.known import find_known
 from g2l_plugin.encoders.load import own_normalization
 from g2l_plugin.encoders.locate import locate_folder, split_revision
-from g2l_plugin.encoders.weights import WEIGHTS, hash_and_verify
+from g2l_plugin.encoders.weights import WEIGHTS, hashed
 from g2l_plugin.errors import UserError
 
 
@@ -47,7 +47,6 @@ def student(
         )
     source, revision = split_revision(source, revision)
     folder, commit = locate_folder(source, revision)
-    sha256 = hash_and_verify(folder / WEIGHTS, source)
     known = find_known(source)
     kwargs: dict[str, Any] = dict(known.model_kwargs) if known else {}
     if is_vision_transformer(
@@ -56,7 +55,8 @@ def student(
         kwargs["dynamic_img_size"] = dynamic_img_size
     if out_indices is not None:
         kwargs |= {"features_only": True, "out_indices": out_indices}
-    model = load_folder(folder, source, model_kwargs=kwargs)
+    with hashed(folder / WEIGHTS, source) as sha256:
+        model = load_folder(folder, source, model_kwargs=kwargs)
     name = f"{source}@{commit}" if commit else source
     mean, std = (list(values or ()) for values in own_normalization(model, source))
     model.source = name  # type: ignore[assignment]  # named in eva's results

@@ -28,6 +28,7 @@ PREPROCESSOR = "preprocessor_config.json"
 README = "README.md"
 RESULTS = "results.json"
 TRAINING_CONFIG = "config.yaml"
+ONNX = "model.onnx"
 
 _VIT_MODULES = ("vision_transformer", "deit", "eva")
 

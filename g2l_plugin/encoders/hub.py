@@ -16,7 +16,9 @@ from loguru import logger
 
 from g2l_plugin.encoders.folder import CONFIG, PREPROCESSOR
 from g2l_plugin.encoders.hub_errors import (
+    check_token,
     explain_hub_errors,
+    explain_proxy,
     interrupted_message,
     missing_files_message,
     status_code,
@@ -85,6 +87,7 @@ def _request_info(repo_id: str, revision: str | None) -> ModelInfo | None:
     validate_repo_id(repo_id)
     if constants.HF_HUB_OFFLINE:
         return None
+    check_token()
     url = f"{constants.ENDPOINT}/api/models/{repo_id}"
     if revision is not None:
         url += f"/revision/{quote(revision, safe='')}"
@@ -100,6 +103,9 @@ def _request_info(repo_id: str, revision: str | None) -> ModelInfo | None:
         )
         hf_raise_for_status(response)
         return ModelInfo(**response.json())
+    except ImportError as error:  # of a proxy's protocol
+        logger.warning(f"{explain_proxy(error)} Looking for {repo_id} in the local cache.")
+        return None
     except (errors.HTTPError, OSError, ValueError) as error:  # a proxy may answer instead
         if isinstance(error, errors.HfHubHTTPError) and (status_code(error) or 0) < 500:
             raise  # the Hub answered and refused

@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import errno
 from collections.abc import Iterator
+from pathlib import Path
 from urllib.error import URLError
 
 from huggingface_hub import constants, errors, get_token
+from huggingface_hub.file_download import repo_folder_name
 
 from g2l_plugin.encoders.known import find_known
 from g2l_plugin.encoders.weights import WEIGHTS
@@ -63,6 +65,10 @@ def explain_hub_errors(source: str, revision: str | None = None) -> Iterator[Non
         if any(f"os error {number}" in str(error) for number in DISK_FULL):
             raise UserError(_disk_full_message(name)) from error
         raise UserError(interrupted_message(name, error)) from error
+    except ImportError as error:
+        if "proxy" not in str(error):
+            raise
+        raise UserError(explain_proxy(error)) from error
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -77,6 +83,24 @@ def explain_hub_errors(source: str, revision: str | None = None) -> Iterator[Non
             with explain_hub_errors(source, revision):  # transformers wraps the Hub's errors
                 raise error.__cause__ from None
         raise UserError(interrupted_message(name, error)) from error
+
+
+def check_token() -> None:
+    """Raises a `UserError` if the Hub's token cannot be sent: it has characters that none has."""
+    token = get_token() or ""
+    if not token.isascii() or not token.isprintable():
+        raise UserError(
+            "Your token for the Hub has characters that no token has: it was not copied well. Set "
+            "HF_TOKEN again, or log in again (`hf auth login`)."
+        )
+
+
+def explain_proxy(error: ImportError) -> str:
+    """Says what to do where the client cannot use the proxy that is set."""
+    return (
+        f"The Hub cannot be reached through the proxy that ALL_PROXY or HTTPS_PROXY names "
+        f"({in_one_line(error)}). Install what it names (pip install 'httpx[socks]'), or unset it."
+    )
 
 
 def status_code(error: errors.HfHubHTTPError) -> int | None:
@@ -145,10 +169,23 @@ def _unreachable_message(source: str) -> str:
     known = find_known(source)
     gated = f" It is gated. {_how_to_get_access(source)}" if known and known.gated else ""
     why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the Hub cannot be reached"
+    name = source.removeprefix("hf-hub:")
+    if source.startswith("hf-hub:") and (commits := _cached_commits(name)):
+        return (
+            f"The requested revision of {name} is not in the local cache, and {why}. Connect, or "
+            f"name a commit that is there (TEACHER_REVISION, STUDENT_REVISION, or {source}@commit):"
+            f" {', '.join(commits)}."
+        )
     return (
-        f"Model {source.removeprefix('hf-hub:')} is not in the local cache, and {why}. Connect, or "
+        f"Model {name} is not in the local cache, and {why}. Connect, or "
         f"{_USE_LOCAL_COPY}.{gated}{_suggest_alternative(source)}"
     )
+
+
+def _cached_commits(repo_id: str) -> list[str]:
+    """The commits of which the cache has weights."""
+    folder = Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo_id, repo_type="model")
+    return sorted(file.parent.name for file in folder.glob(f"snapshots/*/{WEIGHTS}"))
 
 
 def _disk_full_message(name: str) -> str:

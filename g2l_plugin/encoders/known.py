@@ -25,6 +25,7 @@ class KnownEncoder:
         embedding_dim: Width of the class token.
         parameters: Number of weights without a classifier, counted with timm.
         license: Licence identifier as on the Hub; None for a network without published weights.
+        non_commercial: Whether a licence that the Hub calls `other` forbids commercial use.
         architecture: timm's name for the network.
         model_kwargs: Arguments that `timm.create_model` needs beyond the architecture, or beyond
             the repository's config.
@@ -47,6 +48,7 @@ class KnownEncoder:
     gated: bool = False
     alternative: str | None = None
     eva: str | None = None
+    non_commercial: bool = False
 
     @property
     def repo_id(self) -> str | None:
@@ -109,6 +111,7 @@ def _kaiko(
         embedding_dim=embedding_dim,
         parameters=parameters,
         license="other",
+        non_commercial=True,
         architecture=architecture,
         model_kwargs={"img_size": 224},
         eva=f"pathology/{eva}",
@@ -256,6 +259,7 @@ _ENCODERS = (
         embedding_dim=768,
         parameters=85_797_888,
         license="other",
+        non_commercial=True,
         architecture="vit_base_patch14_reg4_dinov2",
         model_kwargs={"img_size": 224, "patch_size": 16, "reg_tokens": 0, "init_values": 0},
         eva="pathology/owkin_phikon",
@@ -267,6 +271,7 @@ _ENCODERS = (
         embedding_dim=1024,
         parameters=303_349_760,
         license="other",
+        non_commercial=True,
         architecture="vit_large_patch14_reg4_dinov2",
         model_kwargs={"img_size": 224, "patch_size": 16, "reg_tokens": 0},
         eva="pathology/owkin_phikon_v2",
@@ -283,6 +288,7 @@ _ENCODERS = (
         embedding_dim=384,
         parameters=21_665_664,
         license="other",
+        non_commercial=True,
         architecture="vit_small_patch16_224",
         eva="pathology/lunit_vits16",
     ),
@@ -293,6 +299,7 @@ _ENCODERS = (
         embedding_dim=384,
         parameters=21_670_272,
         license="other",
+        non_commercial=True,
         architecture="vit_small_patch8_224",
         eva="pathology/lunit_vits8",
     ),

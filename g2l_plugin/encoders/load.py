@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import math
@@ -18,7 +19,7 @@ from g2l_plugin.encoders.hub_errors import explain_hub_errors
 from g2l_plugin.encoders.known import KnownEncoder, find_known
 from g2l_plugin.encoders.locate import locate_folder, locate_timm_weights, split_revision
 from g2l_plugin.encoders.timm_network import create_timm, explain_build_errors
-from g2l_plugin.encoders.weights import WEIGHTS, hash_and_verify, hash_tensors
+from g2l_plugin.encoders.weights import WEIGHTS, hash_tensors, hashed
 from g2l_plugin.errors import UserError
 
 _SCHEMES = "hf-hub:org/name, local-dir:path, timm:name, eva:name, scratch:vitl14 or demo:teacher"
@@ -201,22 +202,23 @@ def _load(
     if scheme in ("hf-hub", "local-dir", "demo"):
         remote_code = trust_remote_code is not None and trust_remote_code == name
         folder, commit = locate_folder(source, revision, weights=pretrained, code=remote_code)
-        sha256 = hash_and_verify(folder / WEIGHTS, source) if pretrained else None
-        model = load_folder(
-            folder,
-            source,
-            pretrained=pretrained,
-            model_kwargs=kwargs,
-            dtype=dtype,
-            remote_code=remote_code,
-        )
+        weights = hashed(folder / WEIGHTS, source) if pretrained else contextlib.nullcontext()
+        with weights as sha256:
+            model = load_folder(
+                folder,
+                source,
+                pretrained=pretrained,
+                model_kwargs=kwargs,
+                dtype=dtype,
+                remote_code=remote_code,
+            )
         return model, Provenance(source, commit, WEIGHTS, sha256) if pretrained else random
     if scheme == "timm":
         if not pretrained:
             return create_timm(name, source, None, dtype, kwargs), random
         file, commit = locate_timm_weights(name, source)
-        sha256 = hash_and_verify(file, source)
-        model = create_timm(name, source, file, dtype, kwargs)
+        with hashed(file, source) as sha256:
+            model = create_timm(name, source, file, dtype, kwargs)
         return model, Provenance(source, commit, file.name, sha256)
     if scheme == "eva":
         model = _load_from_eva(name, source, pretrained, kwargs)

@@ -8,6 +8,8 @@ code, and a student that starts from one is published as a plain timm model.
 from __future__ import annotations
 
 import re
+import types
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +84,19 @@ def build_in_timm(
         "license": None,
     }
 
+    if kwargs.get("dynamic_img_size"):  # the weights' own grid, which is resampled once
+        kwargs["img_size"] = config["image_size"]
+
     def build() -> nn.Module:
         network: Any = timm.create_model(architecture, pretrained_cfg_overlay=cfg, **kwargs)
+        if kwargs.get("dynamic_img_size"):
+            inner = network.model if kwargs.get("features_only") else network
+            inner.antialias = _antialias(config)
+            inner._pos_embed = types.MethodType(_embed_positions, inner)
+            network.unpublishable = (
+                "it resamples its position embeddings as transformers does; leave out "
+                "`dynamic_img_size` of its `model_kwargs`"
+            )
         eps = config.get("layer_norm_eps", LAYER_NORM_EPS)
         if eps != LAYER_NORM_EPS:
             for module in network.modules():
@@ -184,7 +197,7 @@ def timm_state_dict(
     """Renames transformers' weights to timm's.
 
     Args:
-        weights: State dict as transformers saves it.
+        weights: State dict as transformers saves it. It is emptied: memory holds one copy.
         config: The parsed config.json.
         grid_size: Rows and columns of patches in timm's network, its `patch_embed.grid_size`.
         source: The source of the weights, for errors.
@@ -206,24 +219,50 @@ def timm_state_dict(
         )
     state: dict[str, torch.Tensor] = {}
     qkv: dict[tuple[str, str], dict[str, torch.Tensor]] = {}
-    for full_name, value in weights.items():
+    class_token, position = weights.pop(prefix + _CLASS_TOKEN), weights.pop(position_name)
+    for full_name in list(weights):
+        value = weights.pop(full_name)
         name = full_name.removeprefix(prefix)
         if match := _QKV.match(name):
             qkv.setdefault((match[1], match[3]), {})[match[2]] = value
         elif not _UNUSED.match(name) and name not in (_POSITION, _CLASS_TOKEN):
             state[_rename(name)] = value
-    for (layer, kind), parts in qkv.items():
+    for layer, kind in list(qkv):
+        parts = qkv.pop((layer, kind))
         if len(parts) == 3:
             state[f"blocks.{layer}.attn.qkv.{kind}"] = torch.cat(
                 [parts[name] for name in ("query", "key", "value")]
             )
     # In this architecture, timm adds no position embedding to the class token; transformers does.
-    position = weights[position_name]
-    state["cls_token"] = weights[prefix + _CLASS_TOKEN] + position[:, :1]
-    state["pos_embed"] = _resample(
-        position[:, 1:], grid_size, antialias=bool(config.get("num_register_tokens"))
-    )
+    state["cls_token"] = class_token + position[:, :1]
+    state["pos_embed"] = _resample(position[:, 1:], grid_size, antialias=_antialias(config))
     return state
+
+
+def _antialias(config: dict[str, Any]) -> bool:
+    """Whether transformers smooths position embeddings before it resamples them."""
+    return bool(config.get("num_register_tokens"))
+
+
+def _embed_positions(network: Any, patches: torch.Tensor) -> torch.Tensor:
+    """Takes the place of timm's `_pos_embed`, for images of any size.
+
+    timm resamples in its own way, which gives other tokens.
+
+    Args:
+        network: The vision transformer.
+        patches: Embedded patches, (B, H, W, D).
+
+    Returns:
+        All tokens with their positions, (B, prefix + H W, D).
+    """
+    position = _resample(network.pos_embed, patches.shape[1:3], network.antialias)  # (1, H W, D)
+    prefix = [
+        token.expand(len(patches), -1, -1)
+        for token in (network.cls_token, network.reg_token)
+        if token is not None
+    ]
+    return network.pos_drop(torch.cat([*prefix, patches.flatten(1, 2) + position], dim=1))
 
 
 def _rename(name: str) -> str:
@@ -233,11 +272,13 @@ def _rename(name: str) -> str:
     return name
 
 
-def _resample(position: torch.Tensor, grid_size: tuple[int, int], antialias: bool) -> torch.Tensor:
+def _resample(position: torch.Tensor, grid_size: Sequence[int], antialias: bool) -> torch.Tensor:
     """Resamples position embeddings (1, N, D) to another grid of patches."""
     side = round(position.shape[1] ** 0.5)
     if (side, side) == tuple(grid_size):
         return position
     maps = position.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
-    maps = F.interpolate(maps, grid_size, mode="bicubic", align_corners=False, antialias=antialias)
+    maps = F.interpolate(
+        maps, tuple(grid_size), mode="bicubic", align_corners=False, antialias=antialias
+    )
     return maps.flatten(2).transpose(1, 2).to(position.dtype)

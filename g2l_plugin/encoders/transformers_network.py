@@ -87,6 +87,8 @@ def load_transformers(
         model, report = transformers.AutoModel.from_pretrained(
             folder, use_safetensors=True, output_loading_info=True, dtype=dtype, **options
         )
+        for part in (*model.parameters(), *model.buffers()):
+            part.data = part.data.clone()  # it may be the mapped file, which can change
         network = TransformersNetwork(model)
         _check_tokens(network, source)
     except UserError:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -18,6 +19,9 @@ WEIGHTS = "model.safetensors"
 
 _PICKLES = (b"PK", b"\x80\x02")
 """First bytes of files that torch.save writes: a zip of pickles, or a pickle."""
+
+_LFS_POINTER = b"version https://git-lfs"
+"""First bytes of the file that git leaves in place of a large one."""
 
 _N_NAMED = 3
 """How many weights an error names."""
@@ -59,7 +63,9 @@ def build_network(
 def read_tensors(
     file: Path, source: str, dtype: torch.dtype = torch.float32
 ) -> dict[str, torch.Tensor]:
-    """Reads a safetensors file, one tensor at a time.
+    """Reads a safetensors file into memory, one tensor at a time.
+
+    The file itself is not kept mapped: written over, it would change what a run computes.
 
     Args:
         file: The file.
@@ -74,11 +80,19 @@ def read_tensors(
             state = {}
             for name in tensors.keys():  # noqa: SIM118
                 tensor = tensors.get_tensor(name)
-                state[name] = tensor.to(dtype) if tensor.is_floating_point() else tensor
+                state[name] = tensor.to(
+                    dtype if tensor.is_floating_point() else tensor.dtype, copy=True
+                )
             return state
     except SafetensorError as error:
         with file.open("rb") as stream:
-            if stream.read(2) in _PICKLES:
+            start = stream.read(len(_LFS_POINTER))
+            if start == _LFS_POINTER:
+                raise UserError(
+                    f"{source}: {file} is a Git-LFS pointer, and not the weights that it names. "
+                    "Fetch them in its folder: git lfs pull"
+                ) from error
+            if start[:2] in _PICKLES:
                 raise UserError(
                     f"{source}: {file} is a pickle despite its name, and could run code when it is "
                     "read. Expected a safetensors file; convert a copy that you trust."
@@ -98,8 +112,9 @@ def hash_file(file: Path) -> str:
     return digest.hexdigest()
 
 
-def hash_and_verify(file: Path, source: str) -> str:
-    """Returns a weights file's SHA-256, in hexadecimal, and compares it with the Hub's.
+@contextlib.contextmanager
+def hashed(file: Path, source: str) -> Iterator[str]:
+    """Yields the SHA-256 of a weights file that is read in the block, in hexadecimal.
 
     Args:
         file: The file.
@@ -107,8 +122,9 @@ def hash_and_verify(file: Path, source: str) -> str:
 
     Raises:
         UserError: The file is in the Hub's cache, where files are named by their hash, and its
-            name is another hash.
+            name is another hash; or it was changed before it was read.
     """
+    before = _version(file)
     sha256 = hash_file(file)
     blob = file.resolve()
     if (
@@ -120,7 +136,18 @@ def hash_and_verify(file: Path, source: str) -> str:
             f"{source}: {blob} is damaged: its sha256 is {sha256[:12]}…, expected "
             f"{blob.name[:12]}…. Delete it, and run the same command again."
         )
-    return sha256
+    yield sha256
+    if _version(file) != before:
+        raise UserError(
+            f"{source}: {file} was changed while it was read. Run the same command again once it "
+            "is complete."
+        )
+
+
+def _version(file: Path) -> tuple[int, int, int]:
+    """What changes with a file's content, without reading it."""
+    stat = file.stat()
+    return stat.st_ino, stat.st_size, stat.st_mtime_ns
 
 
 def hash_tensors(network: nn.Module) -> str:

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from g2l_plugin.config_files import find_config
 from g2l_plugin.errors import UserError
+from g2l_plugin.publishing.licenses import check_license
 from g2l_plugin.publishing.publish import benchmark_command, publish_run, upload_published
 from g2l_plugin.publishing.upload import UploadOptions
 from g2l_plugin.runs.checkpoints import read_checkpoint, student_checkpoint
@@ -60,9 +61,11 @@ class PublishStudent(RunCallback):
             force: Whether to publish a student that is worse than its start too.
 
         Raises:
-            UserError: There is no such benchmark config.
+            UserError: There is no such benchmark config, or the Hub knows no such licence.
         """
         super().__init__()
+        if license:
+            check_license(license)
         self.cancer = cancer
         self.force = force
         is_url = "://" in benchmark_config

@@ -3,16 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import importlib.resources
 import re
 from collections.abc import Iterable
 
 from g2l_plugin.encoders.encoder import Provenance
+from g2l_plugin.encoders.known import find_known
+from g2l_plugin.errors import UserError
 
 # From the fewest conditions to the most: the last one that occurs applies to the combination.
 _PERMISSIVE = ("cc0-1.0", "unlicense", "mit", "bsd-2-clause", "bsd-3-clause", "apache-2.0")
 _CREATIVE_COMMONS = re.compile(r"cc-by(?P<nc>-nc)?(?P<sa>-sa)?(?P<nd>-nd)?-4\.0$")
+_IDENTIFIERS = frozenset(
+    (importlib.resources.files("g2l_plugin.publishing") / "hub_licenses.txt").read_text().split()
+)
+"""The Hub's identifiers, https://huggingface.co/docs/hub/repositories-licenses."""
+
 UNSETTLED = "other"
 """The Hub's identifier for a licence that it has no name for."""
+
+
+def check_license(identifier: str) -> None:
+    """Checks that a licence is one that the Hub knows.
+
+    Args:
+        identifier: The identifier that a user named.
+
+    Raises:
+        UserError: It is not; the message suggests the one that may be meant.
+
+    Examples:
+        >>> check_license("cc-by-4.0")
+    """
+    if identifier in _IDENTIFIERS:
+        return
+    plain = "-".join(identifier.lower().split())
+    close = difflib.get_close_matches(plain, sorted(_IDENTIFIERS), n=1)
+    meant = f" Did you mean {close[0]}?" if close else ""
+    raise UserError(
+        f"The Hub knows no licence {identifier!r} (LICENSE, --license).{meant} Expected an "
+        "identifier of https://huggingface.co/docs/hub/repositories-licenses, or `other`."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,6 +91,12 @@ def license_of(origins: Iterable[tuple[str, Provenance]]) -> StudentLicense:
                     f"{name} does not allow sharing derivatives ({license}): ask its owner before "
                     "you publish a student distilled from it."
                 )
+        elif (known := find_known(provenance.source)) and known.non_commercial:
+            settled = False
+            restrictions.append(
+                f"{name} does not allow commercial use (its owner's own licence): read its card "
+                "before you publish a student made from it."
+            )
         else:
             settled = False
             restrictions.append(

@@ -11,10 +11,10 @@ import timm
 import torch
 from timm.utils.onnx import onnx_export
 
+from g2l_plugin.encoders.folder import ONNX
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import new_file
 
-ONNX = "model.onnx"
 OPSET = 18
 """Version of ONNX's operator set that is written and tested."""
 

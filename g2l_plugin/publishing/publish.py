@@ -13,7 +13,8 @@ import yaml
 from g2l_plugin.encoders.folder import RESULTS, TRAINING_CONFIG, write_folder
 from g2l_plugin.errors import UserError
 from g2l_plugin.publishing.card import CardFacts, render_card
-from g2l_plugin.publishing.licenses import StudentLicense, license_of
+from g2l_plugin.publishing.licenses import StudentLicense, check_license, license_of
+from g2l_plugin.publishing.paths import without_paths
 from g2l_plugin.publishing.upload import UploadOptions, upload_student
 from g2l_plugin.runs.checkpoints import (
     FOLDER,
@@ -24,7 +25,7 @@ from g2l_plugin.runs.checkpoints import (
     student_weights,
 )
 from g2l_plugin.runs.outcome import find_decline
-from g2l_plugin.runs.record import RunRecord
+from g2l_plugin.runs.record import KEY, RunRecord
 from g2l_plugin.runs.run_folder import CONFIG, EVALUATION, STUDENT
 
 
@@ -83,7 +84,7 @@ def publish_run(
 
     Raises:
         UserError: The run has not ended, its checkpoint has no student that can be published, or
-            the student is worse than its start.
+            the student is worse than its start, or the Hub knows no such licence.
 
     Examples:
         >>> from g2l_plugin import AugmentedView, DemoTiles, EncoderSource, distil, publish_run
@@ -101,6 +102,8 @@ def publish_run(
         >>> sorted(file.name for file in again.folder.iterdir())
         ['README.md', 'config.json', 'model.safetensors', 'results.json']
     """
+    if license:
+        check_license(license)
     path = find_checkpoint(run)
     checkpoint = read_checkpoint(path)
     record = RunRecord.from_checkpoint(checkpoint, str(path))
@@ -109,6 +112,8 @@ def publish_run(
             f"{run} has not ended (step {record.step:,}). Resume it (`resume: auto`, or "
             f"RESUME={path}), or publish this checkpoint: g2l publish {path}"
         )
+    if not record.step:
+        raise UserError(f"{path} has made no step: its student is the start. Train it first.")
     run_folder = path.parent.parent
     if not run.expanduser().is_file() and (chosen := student_checkpoint(run_folder)) != path:
         checkpoint = read_checkpoint(chosen)
@@ -120,8 +125,10 @@ def publish_run(
             f"{decline}. Train it again, e.g. with configs/g2l_robust.yaml, or publish it anyway: "
             f"g2l publish --force {run}"
         )
-    config = _read_yaml(run_folder / CONFIG)
-    evaluation = _read_json(run_folder / EVALUATION)
+    # Whoever gets the folder learns nothing of this machine's folders.
+    record = RunRecord.from_checkpoint({KEY: without_paths(record.to_dict())}, str(path))
+    config = without_paths(_read_yaml(run_folder / CONFIG))
+    evaluation = without_paths(_read_json(run_folder / EVALUATION))
     student_license = license_of(
         [
             *(("teacher", teacher.provenance) for teacher in record.teachers),
@@ -141,7 +148,7 @@ def publish_run(
     }
     files = {RESULTS: json.dumps(results, indent=2) + "\n"}
     if config is not None:
-        files[TRAINING_CONFIG] = (run_folder / CONFIG).read_text(encoding="utf-8")
+        files[TRAINING_CONFIG] = yaml.dump(config, sort_keys=False)
     written = write_folder(
         folder or run_folder / STUDENT,
         student_weights(checkpoint),

@@ -11,20 +11,30 @@ from collections.abc import Iterator
 from pathlib import Path
 from urllib.parse import quote
 
-from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants, errors
+import yaml
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    ModelCard,
+    constants,
+    errors,
+)
 from huggingface_hub.utils import validate_repo_id
 from loguru import logger
 from rich.console import Console
 from rich.table import Table
 
-from g2l_plugin.encoders.folder import CONFIG, README, RESULTS, TRAINING_CONFIG
+from g2l_plugin.encoders.folder import CONFIG, ONNX, README, RESULTS, TRAINING_CONFIG
 from g2l_plugin.encoders.hub import TIMEOUT
+from g2l_plugin.encoders.hub_errors import check_token
 from g2l_plugin.encoders.weights import WEIGHTS, hash_file
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
+from g2l_plugin.publishing.licenses import check_license
 from g2l_plugin.publishing.upload_errors import explain_upload_errors
 
 _REQUIRED = (WEIGHTS, CONFIG, README)
-_OPTIONAL = (RESULTS, TRAINING_CONFIG)
+_OPTIONAL = (RESULTS, TRAINING_CONFIG, ONNX)
 _PLACEHOLDER = "OWNER/NAME"
 """What a card contains in place of the model's name on the Hub."""
 
@@ -66,7 +76,7 @@ def upload_student(folder: Path, options: UploadOptions, dry_run: bool = False) 
 
     Args:
         folder: A folder that `publish_run` wrote. Its model.safetensors, config.json and README.md
-            are sent, and results.json and config.yaml if they exist.
+            are sent, and results.json, config.yaml and model.onnx if they exist.
         options: Where and how; needs a `repo_id`.
         dry_run: Whether only to print what would be sent. Nothing is changed on the Hub.
 
@@ -81,6 +91,7 @@ def upload_student(folder: Path, options: UploadOptions, dry_run: bool = False) 
     repo_id = options.repo_id or ""
     branch = options.revision or constants.DEFAULT_REVISION
     _check_names(repo_id, options)
+    check_token()
     api = HfApi(token=True)  # without a token, this fails before the first request
     with explain_upload_errors(repo_id, branch), _staged(folder, repo_id) as staged:
         remote = _look(api, repo_id, branch, staged)
@@ -130,6 +141,20 @@ def _check_names(repo_id: str, options: UploadOptions) -> None:
         )
 
 
+def _check_card(card: str) -> None:
+    """Raises where the Hub would refuse a card's metadata, before a repository is made for it."""
+    try:
+        licenses = ModelCard(card, ignore_metadata_errors=True).data.to_dict().get("license")
+    except (yaml.YAMLError, ValueError) as error:
+        raise UserError(
+            f"The metadata at the top of {README} cannot be read ({in_one_line(error)}). Correct "
+            "it; nothing was sent."
+        ) from error
+    for license in licenses if isinstance(licenses, list) else [licenses]:
+        if license is not None:
+            check_license(str(license))
+
+
 @contextlib.contextmanager
 def _staged(folder: Path, repo_id: str) -> Iterator[Path]:
     """Yields a temporary folder with exactly the files to send, the card with its name filled in.
@@ -145,11 +170,15 @@ def _staged(folder: Path, repo_id: str) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory(prefix="g2l_upload_") as temporary:
         staged = Path(temporary)
-        (staged / WEIGHTS).symlink_to(folder / WEIGHTS)
-        for name in (CONFIG, README, *_OPTIONAL):
-            if (folder / name).is_file():
+        for name in (*_REQUIRED, *_OPTIONAL):
+            if not (folder / name).is_file():
+                continue
+            if name in (WEIGHTS, ONNX):
+                (staged / name).symlink_to(folder / name)
+            else:
                 shutil.copyfile(folder / name, staged / name)
         card = (staged / README).read_text(encoding="utf-8")
+        _check_card(card)
         (staged / README).write_text(card.replace(_PLACEHOLDER, repo_id), encoding="utf-8")
         yield staged
 
@@ -289,9 +318,12 @@ def _read_back(api: HfApi, repo_id: str, commit: str, hashes: dict[str, str]) ->
     """
     with tempfile.TemporaryDirectory(prefix="g2l_upload_") as folder:
         for name, sent in hashes.items():
-            copy = api.hf_hub_download(
-                repo_id, name, revision=commit, local_dir=folder, force_download=True
-            )
+            try:
+                copy = api.hf_hub_download(
+                    repo_id, name, revision=commit, local_dir=folder, force_download=True
+                )
+            except ValueError as error:  # the client's, in place of what went wrong
+                raise error.__cause__ or error from None
             if (found := hash_file(Path(copy))) != sent:
                 raise UserError(
                     f"{name} came back from {repo_id}, commit {commit}, with SHA-256 {found}, and "

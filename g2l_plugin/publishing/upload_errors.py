@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from huggingface_hub import constants, errors, get_token
 
-from g2l_plugin.encoders.hub_errors import DISK_FULL, status_code
+from g2l_plugin.encoders.hub_errors import DISK_FULL, explain_proxy, status_code
 from g2l_plugin.errors import UserError, in_one_line
 
 _LOG_IN = "Log in with a token that may write (`hf auth login`, or HF_TOKEN)"
@@ -33,6 +33,8 @@ def explain_upload_errors(repo_id: str, branch: str) -> Iterator[None]:
         raise UserError(_explain_status(repo_id, branch, error)) from error
     except errors.LocalTokenNotFoundError as error:
         raise UserError(f"You are not logged in to the Hub. {_LOG_IN}.") from error
+    except ImportError as error:  # of a proxy's protocol, at the first request
+        raise UserError(explain_proxy(error)) from error
     except (errors.HTTPError, ConnectionError, TimeoutError) as error:
         raise UserError(_explain_connection(repo_id, error)) from error
     except OSError as error:

@@ -93,6 +93,14 @@ def student_weights(checkpoint: dict[str, Any]) -> dict[str, torch.Tensor]:
     }
 
 
-def is_finished(path: Path) -> bool:
-    """Whether the run of a checkpoint had ended."""
-    return bool(read_checkpoint(path).get(KEY, {}).get("finished"))
+def is_finished(path: Path, max_steps: int) -> bool:
+    """Whether the run of a checkpoint had ended, and its limit of steps was not raised since.
+
+    Args:
+        path: The checkpoint.
+        max_steps: The limit now; -1 for none.
+    """
+    record = read_checkpoint(path).get(KEY, {})
+    if not record.get("finished"):
+        return False
+    return bool(record["ending"]) or max_steps <= record["step"]

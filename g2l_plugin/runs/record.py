@@ -58,6 +58,7 @@ class RunRecord:
             `val/shared_neighbours`, and both ends of its 95 % interval; None where unknown.
         further_teachers: The teachers after the first.
         widths: Prefixes of the student's embedding that were distilled too.
+        resumed: What was changed where the run was resumed, a line for each time.
     """
 
     teacher: EncoderRecord
@@ -76,6 +77,7 @@ class RunRecord:
     change: dict[str, list[float | None]] = dataclasses.field(default_factory=dict)
     further_teachers: tuple[EncoderRecord, ...] = ()
     widths: tuple[int, ...] = ()
+    resumed: tuple[str, ...] = ()
 
     @property
     def teachers(self) -> tuple[EncoderRecord, ...]:
@@ -104,7 +106,8 @@ class RunRecord:
             values["further_teachers"] = tuple(
                 _rebuild(part) for part in values.get("further_teachers", ())
             )
-            values["widths"] = tuple(values.get("widths", ()))
+            for name in ("widths", "resumed"):
+                values[name] = tuple(values.get(name, ()))
             return cls(**values)
         except (KeyError, TypeError) as error:
             raise UserError(

@@ -47,6 +47,21 @@ class TileDataModule(DataModule):
         self.seed = int(seed)
 
     @override
+    def setup(self, stage: str) -> None:
+        """Prepares the tiles.
+
+        Raises:
+            UserError: The training tiles are fewer than a batch.
+        """
+        super().setup(stage)
+        if stage == "fit" and len(self.train_dataloader()) == 0:
+            raise UserError(
+                f"BATCH_SIZE is {self.dataloaders.train.batch_size} on each device, and there are "
+                f"only {len(self.datasets.train):,} training tiles: no batch is full, and nothing "
+                "would be trained. Lower it, or add slides."
+            )
+
+    @override
     def train_dataloader(self) -> TileLoader:
         dataset, options = self.datasets.train, self.dataloaders.train
         if not isinstance(dataset, TileDataset):

@@ -90,14 +90,23 @@ class TileLoader:
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, the number of batches it has yielded per device, and the number of devices."""
-        return self._position | {"devices": _rank_and_devices()[1]}
+        return self._position | {"devices": _rank_and_devices()[1]} | self._settings()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continues from a state with the next iteration.
 
         The order depends on the number of devices. If that changed, the epoch continues after the
         same number of tiles, but some tiles are repeated and some left out.
+
+        Raises:
+            UserError: Another setting of the order differs: the place has no meaning in it.
         """
+        for name, now in self._settings().items():
+            if (was := state.get(name, now)) != now:
+                raise UserError(
+                    f"The run to resume drew its batches with `{name}` {was}; now it is {now}. "
+                    "Resume with its value, or start a new run (RESUME=null)."
+                )
         n_devices = _rank_and_devices()[1]
         before = state.get("devices", n_devices)
         if before != n_devices:
@@ -155,6 +164,16 @@ class TileLoader:
             self._position = {"epoch": epoch, "batches": batch + 1}
             numbers = mixing.content[drawn]
             yield TileBatch(tiles, numbers, self.dataset.tiles.substitutes(numbers), epoch)
+
+    def _settings(self) -> dict[str, int]:
+        """What decides the order, beside the devices."""
+        return {
+            "batch_size": self.batch_size,
+            "block_tiles": self._block_tiles,
+            "buffer_tiles": self._buffer_tiles,
+            "seed": self._seed,
+            "drop_last": int(self.drop_last),
+        }
 
     def _mixing_buffer(self, epoch: int) -> MixingBuffer:
         rank, n_devices = _rank_and_devices()

@@ -66,6 +66,37 @@ def test_a_resumed_schedule_goes_on_where_it_was():
     )
 
 
+@given(st.integers(1, 30), st.integers(1, 30), st.integers(1, 30), st.floats(0, 1))
+def test_a_schedule_resumed_with_other_steps_follows_the_cosine_of_these(n, before, after, warmup):
+    first, second, whole = make_optimizer(), make_optimizer(), make_optimizer()
+    schedule = CosineSchedule(first, T_max=before, warmup=warmup)
+    run(first, schedule, n)
+    resumed = CosineSchedule(second, T_max=after, warmup=warmup)
+    second.load_state_dict(first.state_dict())
+    resumed.load_state_dict(schedule.state_dict())
+    expected = run(whole, CosineSchedule(whole, T_max=after, warmup=warmup), n + 10)[n:]
+    torch.testing.assert_close(
+        torch.tensor(run(second, resumed, 10), dtype=torch.float64),
+        torch.tensor(expected, dtype=torch.float64),
+    )
+    assert resumed.state_dict()["T_max"] == after
+
+
+def test_other_settings_of_a_resumed_schedule_are_refused_by_name():
+    state = CosineSchedule(make_optimizer(), T_max=20).state_dict()
+    other = torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.01, weight_decay=0.05)
+    with pytest.raises(UserError, match=r"`base_lrs` \[0\.0001\]; now it is \[0\.01\]"):
+        CosineSchedule(other, T_max=20).load_state_dict(state)
+    with pytest.raises(UserError, match=r"`warmup` 0\.0; now it is 0\.1"):
+        CosineSchedule(make_optimizer(), T_max=20, warmup=0.1).load_state_dict(state)
+
+
+@pytest.mark.parametrize("steps", [0, -1])
+def test_a_schedule_needs_steps(steps):
+    with pytest.raises(UserError, match="MAX_STEPS"):
+        CosineSchedule(make_optimizer(), T_max=steps)
+
+
 def test_the_run_ends_at_the_eleventh_exceedance_of_a_full_window():
     stop = LossEarlyStopping(window=100, max_exceedances=10)
     # Rising losses are above their mean from the start, but count only once the window is full.
@@ -107,6 +138,14 @@ def test_a_run_that_was_ended_after_its_early_stop_stops_at_once(limit, stops):
     for loss in (1.0, 1.0, 2.0, 3.0, 4.0):
         first.exceeds(loss)
     second.load_state_dict(first.state_dict())
-    trainer = SimpleNamespace(should_stop=False)
-    second.on_train_start(trainer, None)
+    trainer = SimpleNamespace(should_stop=False, global_step=5)
+    module = SimpleNamespace(run_state=SimpleNamespace(ending=""))
+    second.on_train_start(trainer, module)
     assert trainer.should_stop is stops
+    assert module.run_state.ending.startswith("early stop") is stops
+
+
+@pytest.mark.parametrize(("window", "limit"), [(0, 10), (-1, 10), (100, -1)])
+def test_an_early_stop_that_cannot_work_is_refused(window, limit):
+    with pytest.raises(UserError, match="EARLY_STOP_WINDOW.*EARLY_STOP_EXCEEDANCES.*Expected"):
+        LossEarlyStopping(window, limit)

@@ -135,6 +135,14 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path, connect):
         url = hub.url
         hub.expired = set()
 
+        with connect(HF_ENDPOINT=url, HF_TOKEN="hf_\u00e9") as load_with_typo:
+            assert "characters that no token has" in load_with_typo("hf-hub:org/tiny")
+
+        with connect(HF_ENDPOINT=url, ALL_PROXY="socks5://127.0.0.1:9", NO_PROXY="") as by_socks:
+            assert by_socks("hf-hub:org/tiny") == main  # from the cache
+            assert "the Hub cannot be reached" in by_socks("hf-hub:org/other")
+        assert "httpx[socks]" in (tmp_path / "client.log").read_text()
+
         with connect(HF_ENDPOINT=url, HF_TOKEN="") as load_as_nobody:
             gated = load_as_nobody("hf-hub:bioptimus/H-optimus-0")
             assert "is gated, and you are not logged in" in gated
@@ -142,6 +150,13 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path, connect):
     with connect(HF_HUB_OFFLINE="1") as load:
         assert load("hf-hub:org/tiny") == main
         assert "not in the local cache, and HF_HUB_OFFLINE is set" in load("hf-hub:org/other")
+        refs = tmp_path / "hf" / "hub" / "models--org--tiny" / "refs"
+        refs.rename(refs.with_name("none"))  # as if it had been fetched by commit
+        assert load("hf-hub:org/tiny", COMMIT) == main
+        by_name = load("hf-hub:org/tiny")
+        assert "requested revision of org/tiny is not in the local cache" in by_name
+        assert f"hf-hub:org/tiny@commit): {COMMIT}." in by_name
+        refs.with_name("none").rename(refs)
 
     # Without the server, the cache is used, and a model it lacks is reported immediately.
     with connect(HF_ENDPOINT=url) as load:

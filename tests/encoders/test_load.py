@@ -7,8 +7,9 @@ import timm
 import torch
 from eva.vision.models.networks.backbones import backbone_registry
 from helpers import TINY, WIDER, save_tiny_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from timm.models import save_for_hf
+from transformers import ViTConfig, ViTModel
 
 from g2l_plugin.encoders import folder, load
 from g2l_plugin.encoders.encoder import Encoder, Provenance
@@ -203,6 +204,53 @@ def test_evas_own_weights_are_identified_by_a_hash_of_their_tensors(monkeypatch)
     # timm's normalisation for an architecture does not apply to weights from another source.
     with pytest.raises(UserError, match="normalisation of eva:pathology/ours is not known"):
         load_encoder("eva:pathology/ours")
+
+
+@pytest.mark.parametrize("layout", ["timm", "transformers", "transformers_only"])
+def test_weights_that_are_overwritten_later_stay_those_that_were_hashed(tmp_path, layout):
+    if layout == "timm":
+        save_tiny_model(tmp_path / "model")
+    else:
+        config = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+        config |= {"image_size": 32, "patch_size": 8, "qkv_bias": layout == "transformers"}
+        ViTModel(ViTConfig(**config)).save_pretrained(tmp_path / "model")
+    file = tmp_path / "model" / "model.safetensors"
+    normalisation = {"mean": (0.5,) * 3, "std": (0.5,) * 3}
+    encoder = load_encoder(f"local-dir:{tmp_path / 'model'}", **normalisation).eval()
+    images = torch.rand(1, 3, 32, 32)
+    zeros = save({name: torch.zeros_like(value) for name, value in load_file(file).items()})
+    with file.open("r+b") as stream:
+        stream.write(zeros)
+        stream.truncate(1000)
+    with torch.no_grad():
+        assert encoder(images).abs().sum() > 0
+    assert all(weight.abs().sum() > 0 for name, weight in named_matrices(encoder))
+
+
+def named_matrices(encoder):
+    return [(name, weight) for name, weight in encoder.named_parameters() if weight.ndim > 1]
+
+
+def test_weights_that_change_while_they_are_read_are_an_error(tmp_path, monkeypatch):
+    file = save_tiny_model(tmp_path / "model") / "model.safetensors"
+
+    def slow(*args, **kwargs):
+        model = load_folder(*args, **kwargs)
+        file.write_bytes(file.read_bytes())
+        return model
+
+    load_folder = load.load_folder
+    monkeypatch.setattr(load, "load_folder", slow)
+    with pytest.raises(UserError, match="was changed while it was read"):
+        load_encoder(f"local-dir:{tmp_path / 'model'}")
+
+
+def test_a_git_lfs_pointer_is_named(tmp_path):
+    folder = save_tiny_model(tmp_path / "model")
+    pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
+    (folder / "model.safetensors").write_text(pointer)
+    with pytest.raises(UserError, match="is a Git-LFS pointer.*git lfs pull"):
+        load_encoder(f"local-dir:{folder}")
 
 
 def test_pickled_weights_are_never_read(tmp_path):

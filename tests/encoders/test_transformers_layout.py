@@ -1,3 +1,4 @@
+import copy
 import json
 
 import pytest
@@ -93,6 +94,24 @@ def test_tokens_equal_those_of_transformers_at_full_width(save_reference, source
 def test_position_embeddings_are_resampled_as_in_transformers(save_reference, family, swiglu):
     config = TINY | {"use_swiglu_ffn": swiglu, "image_size": 518}
     expected, given = tokens_of_both(*save_reference(family, **config))
+    torch.testing.assert_close(given, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", [REGISTERS, DINOV2, VIT])
+@pytest.mark.parametrize("size", [(224, 224), (448, 448), (518, 518), (224, 336)])
+def test_a_backbone_has_the_tokens_of_transformers_at_any_size(save_reference, family, size):
+    patch = 16 if family is VIT else 14
+    size = tuple(side // 14 * patch for side in size)
+    config = {"image_size": 224 if family is VIT else 518, "patch_size": patch}
+    reference, source = save_reference(family, **TINY | config)
+    with torch.no_grad():
+        reference.embeddings.position_embeddings.mul_(20)  # what is resampled is seen
+        reference.save_pretrained(source.removeprefix("local-dir:"))
+        images = torch.randn(2, 3, *size)
+        options = {"interpolate_pos_encoding": True} if family is VIT else {}
+        expected = reference(images, **options).last_hidden_state
+        model = backbones.student(source).eval()
+        given = copy.deepcopy(model).forward_features(images)  # eva copies it
     torch.testing.assert_close(given, expected, atol=1e-4, rtol=1e-4)
 
 

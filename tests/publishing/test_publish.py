@@ -17,6 +17,7 @@ from g2l_plugin.distillation.losses import LogSumLoss
 from g2l_plugin.encoders.load import load_encoder
 from g2l_plugin.encoders.timm_network import timm_config
 from g2l_plugin.errors import UserError
+from g2l_plugin.publishing.callback import PublishStudent
 from g2l_plugin.publishing.publish import find_checkpoint, publish_run
 from g2l_plugin.runs.record import KEY, RunRecord, describe_objective, record_encoder
 
@@ -91,6 +92,29 @@ def test_onnx_runtime_gives_the_same_for_any_batch(make_run, capsys):
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(given), student(images), atol=1e-4, rtol=0)
     assert onnx.load(file).opset_import[0].version == 18
+
+
+def test_nothing_that_is_published_names_a_folder_of_the_machine(make_run, tmp_path):
+    run, _ = make_run()
+    config = (run / "config.yaml").read_text()
+    (run / "config.yaml").write_text(f"{config}data: {{root: {tmp_path}/slides, size: 224}}\n")
+    (run / "evaluation.json").write_text(json.dumps(EVALUATION | {"task": f"{tmp_path}/tissue"}))
+    folder = publish_run(run, tmp_path / "out").folder
+    for file in folder.iterdir():
+        assert str(tmp_path).encode() not in file.read_bytes(), file.name
+    assert "data:\n  root: slides\n  size: 224\n" in (folder / "config.yaml").read_text()
+    assert "local-dir:teacher: model.safetensors sha256" in (folder / "README.md").read_text()
+
+
+def test_an_unknown_licence_and_a_run_without_a_step_are_refused(make_run):
+    run, _ = make_run(step=0)
+    with pytest.raises(UserError, match="Did you mean mit"):
+        publish_run(run, license="MIT")
+    with pytest.raises(UserError, match="Did you mean mit"):
+        PublishStudent(license="MIT")
+    with pytest.raises(UserError, match="has made no step"):
+        publish_run(run, force=True)
+    assert not (run / "student").exists()
 
 
 def test_the_same_student_has_the_same_hash(make_run, tmp_path):

@@ -2,6 +2,7 @@ import errno
 import hashlib
 import json
 import logging
+import re
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
@@ -340,6 +341,38 @@ def test_a_hub_that_is_down_or_unreachable_is_reported(hub, student, monkeypatch
     assert "There is no connection" in message and "run the same command again" in message
 
 
+@pytest.mark.parametrize(
+    ("answers", "said"),
+    [
+        ("down", "The Hub answered 503 for org/student"),
+        ("bare", r"or it was lost while uploading org/student \(Response from"),
+    ],
+)
+def test_what_cannot_be_read_back_is_reported_and_completed_later(hub, student, answers, said):
+    hub.answers = answers
+    message = refusal(student, "org/student", tag="v1")
+    assert re.search(said, message) and "the same command again" in message
+    hub.answers = None
+    upload(student, "org/student", tag="v1")
+    repo = hub.repos["org/student"]
+    assert len(repo.commits) == 2 and repo.tags == {"v1": repo.branches["main"]}
+
+
+def test_a_token_that_cannot_be_sent_is_reported(hub, student, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_\u00e9")
+    assert "characters that no token has" in refusal(student, "org/student")
+    assert not hub.served
+
+
+def test_a_proxy_that_the_client_cannot_use_is_reported(hub, student, monkeypatch):
+    def fail(*_, **__):
+        raise ImportError("Using SOCKS proxy, but the 'socksio' package is not installed")
+
+    monkeypatch.setattr(HfApi, "model_info", fail)
+    message = refusal(student, "org/student")
+    assert "ALL_PROXY" in message and "httpx[socks]" in message
+
+
 def test_tokens_that_may_not_write_are_reported(hub, student, monkeypatch):
     hub.readers = {TOKEN}
     # The token is removed even if a server repeats it.
@@ -401,9 +434,26 @@ def test_a_commit_made_during_the_upload_is_an_error(hub, student, other, monkey
 
 
 def test_a_card_that_the_hub_rejects_is_reported(hub, student):
-    (student / "README.md").write_text("---\nlicense: [\n---\n")
+    (student / "README.md").write_text("---\nlicense: [\nmit]\n---\n")
     assert "license is no list" in refusal(student, "org/student")
     assert len(hub.repos["org/student"].commits) == 1
+
+
+@pytest.mark.parametrize(
+    ("metadata", "said"), [("license: MIT", "Did you mean mit?"), ("license: [", "cannot be read")]
+)
+def test_a_card_that_the_hub_would_reject_leaves_no_repository(hub, student, metadata, said):
+    (student / "README.md").write_text(f"---\n{metadata}\n---\n{CARD}")
+    assert said in refusal(student, "org/student")
+    assert not hub.repos
+
+
+def test_an_onnx_graph_is_uploaded_too_and_never_an_old_one(hub, student, other):
+    (student / "model.onnx").write_bytes(b"graph")
+    upload(student, "org/student")
+    assert head(hub)["model.onnx"] == b"graph"
+    upload(other, "org/student", replace=True)
+    assert "model.onnx" not in head(hub)
 
 
 def test_a_full_disk_is_reported(hub, student, monkeypatch):

@@ -47,6 +47,15 @@ def test_validation_batches_have_the_numbers_of_their_tiles(dataset):
     assert torch.equal(tiles, torch.stack([dataset[number] for number in range(len(dataset))]))
 
 
+def test_fewer_tiles_than_a_batch_are_an_error_and_no_empty_run(dataset):
+    module = make_module(dataset)
+    module.setup("fit")
+    module.dataloaders.train.batch_size = len(dataset) + 1
+    with pytest.raises(UserError, match=rf"BATCH_SIZE is {len(dataset) + 1} .*only {len(dataset)}"):
+        module.setup("fit")
+    module.setup("validate")
+
+
 def test_other_datasets_are_an_error_with_their_name():
     with pytest.raises(UserError, match=r"not on list.*eva\.DataModule"):
         make_module([]).train_dataloader()

@@ -86,7 +86,8 @@ def test_a_resumed_epoch_continues_where_it_stopped(batches):
     iterator = iter(loader)
     seen = [numbers(next(iterator)) for _ in range(batches)]
     state = loader.state_dict() if batches else {"epoch": 3, "batches": 0}
-    assert state == {"epoch": 3, "batches": batches} | ({"devices": 1} if batches else {})
+    place = {"epoch": 3, "batches": batches} | ({"devices": 1} if batches else {})
+    assert state.items() >= place.items()
     resumed = make_loader()
     resumed.load_state_dict(state)
     expected = epoch(make_loader(), 3)

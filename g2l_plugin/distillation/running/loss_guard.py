@@ -44,9 +44,18 @@ class LossGuard(pl.Callback):
         super().__init__()
         self.window = window
         self.deviations = deviations
+        self._devices: int | None = None
         self._start: list[float] = []
         self._recent: collections.deque[float] = collections.deque(maxlen=window)
         self._numbers: collections.deque[np.ndarray | None] = collections.deque(maxlen=2)
+
+    @override
+    def on_train_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
+        # The loss is of the tiles of all devices: with others it starts anew.
+        if self._devices not in (None, trainer.world_size):
+            self._start.clear()
+            self._recent.clear()
+        self._devices = trainer.world_size
 
     @override
     def on_train_batch_end(
@@ -80,10 +89,15 @@ class LossGuard(pl.Callback):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"start": list(self._start), "recent": list(self._recent)}
+        return {
+            "start": list(self._start),
+            "recent": list(self._recent),
+            "devices": self._devices,
+        }
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._devices = state_dict.get("devices")
         self._start = list(state_dict["start"])
         self._recent = collections.deque(state_dict["recent"], maxlen=self.window)
 

@@ -19,7 +19,7 @@ from g2l_plugin import upstream
 from g2l_plugin.distillation.running.atomic_checkpoint import CheckpointWriteError
 from g2l_plugin.distillation.running.signals import StopSignals
 from g2l_plugin.errors import UserError
-from g2l_plugin.runs.checkpoints import BEST, FOLDER, list_checkpoints, step_file
+from g2l_plugin.runs.checkpoints import BEST, FOLDER, LAST, list_checkpoints, step_file
 
 
 class RunCheckpoint(ModelCheckpoint):
@@ -76,6 +76,8 @@ class RunCheckpoint(ModelCheckpoint):
     @override
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_start(trainer, pl_module)
+        if not (Path(str(self.dirpath)) / BEST).is_file():  # it is of another session
+            self._best = -math.inf
         self._saved_at, self._step = time.monotonic(), trainer.global_step
         self.last_model_path = self.best_model_path = str(trainer.ckpt_path or "")
         if trainer.is_global_zero:  # what a killed process was writing
@@ -164,11 +166,13 @@ class RunCheckpoint(ModelCheckpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"best": self._best}  # for the rest, the folder holds the state
+        # For the rest, the folder holds the state.
+        return {"best": self._best, "monitor": self.best_metric}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._best = state_dict["best"]
+        if state_dict.get("monitor", self.best_metric) == self.best_metric:
+            self._best = state_dict["best"]
 
     @property
     def _last(self) -> str:
@@ -194,6 +198,7 @@ class RunCheckpoint(ModelCheckpoint):
 
     def _remove_old(self, newest: Path) -> None:
         """Removes all but the newest by writing time: damaged ones may be of later steps."""
+        newest.with_name(LAST).unlink(missing_ok=True)  # of a run that had ended, and goes on
         others = [path for path in list_checkpoints(newest.parent.parent) if path != newest]
         others = [path for path in others if path.name.startswith("step=")]
         others.sort(key=lambda path: path.stat().st_mtime, reverse=True)

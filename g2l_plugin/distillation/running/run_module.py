@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from typing_extensions import override
 
 from g2l_plugin.distillation.running.run_state import RunState
 from g2l_plugin.distillation.running.step_sync import StepSync
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.slides.batch import TileBatch
 from g2l_plugin.slides.loader import some_batches
 
@@ -97,3 +97,18 @@ class RunModule(ModelModule):
             torch.distributed.all_reduce(values)
             values /= self.trainer.world_size
         return values
+
+
+def check_optimizer(optimizer: Callable[..., Any], lr_scheduler: Callable[..., Any]) -> None:
+    """Makes optimizer and schedule once for no weights: now, not after gigabytes were read.
+
+    Raises:
+        UserError: One of them cannot be made.
+    """
+    try:
+        lr_scheduler(optimizer([nn.Parameter(torch.zeros(1))]))
+    except (ValueError, TypeError) as error:  # torch's
+        raise UserError(
+            f"The optimizer or its schedule cannot be made: {in_one_line(error)}. Check LR_VALUE, "
+            "WEIGHT_DECAY and MAX_STEPS."
+        ) from error

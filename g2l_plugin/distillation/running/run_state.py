@@ -28,8 +28,11 @@ from g2l_plugin.runs.validation import Alignment
 from g2l_plugin.slides.dataset import TileDataset
 
 _LAST_STEP = "g2l_last_step"
-_TILES = "g2l_tiles"
+_TILES: dict[Literal["train", "val"], str] = {"train": "g2l_tiles", "val": "g2l_val_tiles"}
 _START = "g2l_start"
+CONFIG_KEY = "g2l_config"
+"""Key of the run's configuration in a checkpoint."""
+
 _STEPS_TO_IMPROVE = 500
 """Steps after which a student should be closer to its teacher than its start was."""
 
@@ -48,6 +51,8 @@ class RunState:
             95 % interval (None if unknown).
         finished: Whether the training has ended.
         ending: What ended it before its last step; "" if nothing did.
+        config: The submitted configuration; None outside of eva's command line.
+        resumed: What was changed where the run was resumed, a line for each time.
     """
 
     def __init__(self) -> None:
@@ -59,6 +64,9 @@ class RunState:
         self.change: dict[str, list[float | None]] = {}
         self.finished = False
         self.ending = ""
+        self.config: dict[str, Any] | None = None
+        self.resumed: tuple[str, ...] = ()
+        self._resumed_objective: str | None = None
         self._encoders: list[EncoderRecord] = []
         self._objective = ""
         self._widths: tuple[int, ...] = ()
@@ -76,7 +84,15 @@ class RunState:
             view_size: Side of the views, in pixels.
             objective: The objective in words.
             widths: Smaller widths of the student's embedding that are distilled too.
+
+        Raises:
+            UserError: The resumed run has another objective.
         """
+        if self._resumed_objective not in (None, objective):
+            raise UserError(
+                f"The run to resume has another objective: {self._resumed_objective!r}; now it is "
+                f"{objective!r}. Resume with its own, or start a new run (RESUME=null)."
+            )
         self._encoders = [record_encoder(encoder, view_size) for encoder in encoders]
         self._objective, self._widths = objective, tuple(widths)
         self._since = time.monotonic()
@@ -134,13 +150,16 @@ class RunState:
             change=self.change,
             further_teachers=tuple(further),
             widths=self._widths,
+            resumed=self.resumed,
         )
 
     def save(self, checkpoint: dict[str, Any], trainer: pl.Trainer, step_sync: StepSync) -> None:
         """Writes the state, the identity of the tiles and the last step into a checkpoint."""
         checkpoint[KEY] = self.record(trainer).to_dict()
-        if (dataset := tile_dataset(trainer)) is not None:
-            checkpoint[_TILES] = dataset.fingerprint()
+        checkpoint[CONFIG_KEY] = self.config
+        for split, key in _TILES.items():
+            if (dataset := tile_dataset(trainer, split)) is not None:
+                checkpoint[key] = dataset.fingerprint()
         checkpoint[_LAST_STEP] = step_sync.state_dict()
         checkpoint[_START] = {
             name: estimate.to_dict() for name, estimate in self._start_estimates.items()
@@ -151,7 +170,7 @@ class RunState:
         checkpoint: Mapping[str, Any],
         weights: Mapping[str, Any],
         teachers: Sequence[Encoder],
-        dataset: TileDataset | None,
+        trainer: pl.Trainer | None,
         step_sync: StepSync,
     ) -> None:
         """Restores the state from a checkpoint of the same run.
@@ -160,7 +179,7 @@ class RunState:
             checkpoint: The checkpoint.
             weights: The state dict that its weights go into.
             teachers: The teachers.
-            dataset: The tiles that are trained on.
+            trainer: The trainer, with the tiles that are trained on and validated on.
             step_sync: What receives the last step.
 
         Raises:
@@ -183,15 +202,23 @@ class RunState:
                     f"sha256 {before['sha256']}; now {now.source}, {now.sha256}. Resume with its "
                     "teacher."
                 )
-        if dataset is not None and checkpoint.get(_TILES) not in (None, dataset.fingerprint()):
+        for split, key in _TILES.items():
+            dataset = tile_dataset(trainer, split)
+            if dataset is None or checkpoint.get(key) in (None, dataset.fingerprint()):
+                continue
             raise UserError(
-                "The checkpoint belongs to a run on other tiles, so its place among them has no "
-                "meaning here. Resume with its slides and index, or start a new run (RESUME=null)."
+                f"The checkpoint belongs to a run on other tiles ({split}): its place among them, "
+                "or its figures, have no meaning here. Resume with its slides and index, or start "
+                "a new run (RESUME=null)."
             )
         step_sync.load_state_dict(checkpoint.get(_LAST_STEP))
+        self._resumed_objective = record["objective"]
+        self.resumed = (*record.get("resumed", ()), *self.resumed)
         self.tiles_seen, self._seconds = record["tiles_seen"], record["seconds"]
         self.start, self.alignment = dict(record["start"]), dict(record["alignment"])
-        self.change, self.ending = dict(record["change"]), record["ending"]
+        self.change = dict(record["change"])
+        if self.finished:  # else it goes on, and may end otherwise
+            self.ending = record["ending"]
         self._start_estimates = {
             name: Estimate.from_dict(values) for name, values in checkpoint[_START].items()
         }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -66,6 +68,7 @@ class TeacherCaches:
                 "std": encoder.std.flatten().tolist(),
                 "view": view,
                 "tiles": dataset.fingerprint(),
+                "slides": _describe_slides(dataset),
             }
             self._caches.append(TeacherCache(root, key, len(dataset)))
 
@@ -112,6 +115,16 @@ class TeacherCaches:
         """Writes the embeddings that are not written yet."""
         for cache in self._caches:
             cache.flush()
+
+
+def _describe_slides(dataset: TileDataset) -> str:
+    """Hash of the slides' sizes and times: other images may have the names of former ones."""
+    digest = hashlib.sha256()
+    for path in getattr(dataset.tiles, "paths", ()):  # packed tiles have none
+        with contextlib.suppress(OSError):  # its tiles are substitutes, which are not cached
+            stat = path.stat()
+            digest.update(f"{path.name} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 def _embed_missing(

@@ -13,6 +13,7 @@ import torch
 from eva.core.trainers import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import CheckpointIO
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from loguru import logger
 from rich.console import Console
 from typing_extensions import override
@@ -22,10 +23,16 @@ from g2l_plugin.distillation.running.atomic_checkpoint import AtomicCheckpointIO
 from g2l_plugin.distillation.running.data_wait import DataWait
 from g2l_plugin.distillation.running.full_disk import tolerate_full_disk
 from g2l_plugin.distillation.running.loss_guard import LossGuard
-from g2l_plugin.distillation.running.resume import find_session, keep_config, sole_process
+from g2l_plugin.distillation.running.resume import (
+    compare_configs,
+    find_session,
+    keep_config,
+    reopen,
+    sole_process,
+)
 from g2l_plugin.distillation.running.run_checkpoint import save_jointly
 from g2l_plugin.distillation.running.run_module import RunModule
-from g2l_plugin.distillation.running.run_state import tile_dataset
+from g2l_plugin.distillation.running.run_state import CONFIG_KEY, tile_dataset
 from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.files import printable, write_text
 from g2l_plugin.runs.checkpoints import (
@@ -34,6 +41,7 @@ from g2l_plugin.runs.checkpoints import (
     find_damage,
     is_finished,
     newest_whole,
+    read_checkpoint,
     student_checkpoint,
 )
 from g2l_plugin.runs.run_callback import RunCallback
@@ -42,10 +50,14 @@ from g2l_plugin.slides.loader import explain_dead_workers
 AUTO = "auto"
 """Value of `resume` for the newest unfinished run of the same configuration."""
 
+_PRECISIONS = ("32-true", "bf16-mixed", "16-mixed")
+"""Precisions in which the objective and the published weights stay in float32."""
+
 _SECONDS_TO_END = 3.0
 """Time for the processes of other devices to report their own error when one has failed."""
 
 upstream.write_session_results_once()
+upstream.read_without_workers()
 
 
 class KDTrainer(Trainer):
@@ -77,25 +89,46 @@ class KDTrainer(Trainer):
             plugins: As in `eva.Trainer`. `AtomicCheckpointIO` writes the checkpoints unless another
                 CheckpointIO is given.
             kwargs: Keyword arguments of `eva.Trainer`.
+
+        Raises:
+            UserError: Lightning does not accept a setting, no step is to be made, or the precision
+                is not one of mixed or full precision.
         """
         # Before eva's own constructor, which calls `init_logger_run`.
         self.resume = resume
         self._run_id: int | None = None
         self._session_is_chosen = False
         callbacks = _with_default(callbacks, LossGuard, LossGuard)
-        super().__init__(
-            *args,
-            callbacks=_with_default(callbacks, DataWait, DataWait),
-            plugins=_with_default(plugins, CheckpointIO, AtomicCheckpointIO),
-            **kwargs,
-        )
+        try:
+            super().__init__(
+                *args,
+                callbacks=_with_default(callbacks, DataWait, DataWait),
+                plugins=_with_default(plugins, CheckpointIO, AtomicCheckpointIO),
+                **kwargs,
+            )
+        except (MisconfigurationException, ValueError) as error:
+            raise UserError(
+                f"The trainer cannot be made: {in_one_line(error)}. Check NUM_DEVICES, "
+                "ACCELERATOR, STRATEGY and PRECISION."
+            ) from error
+        if self.precision not in _PRECISIONS:
+            raise UserError(
+                f"The precision is {self.precision} (PRECISION). Expected {', '.join(_PRECISIONS)}:"
+                " the weights that are trained stay in float32."
+            )
+        if 0 in (self.max_steps, self.max_epochs):
+            raise UserError(
+                "`max_steps` (MAX_STEPS) or `max_epochs` is 0, so nothing would be trained. "
+                "Expected at least 1."
+            )
 
     @override
     def init_logger_run(self, run_id: int | None) -> None:
         if self.resume == AUTO and not self._session_is_chosen:
             self._session_is_chosen = True  # once: the copies for each run share the session
             root = Path(self.default_root_dir)
-            if (session := find_session(root, upstream.submitted_config())) is not None:
+            config = upstream.submitted_config()
+            if (session := find_session(root, config, self.max_steps)) is not None:
                 upstream.set_session(self, session)
         self._run_id = run_id
         super().init_logger_run(run_id)
@@ -105,19 +138,33 @@ class KDTrainer(Trainer):
         """Fits the module; accepts the arguments of `lightning.Trainer.fit`.
 
         Raises:
-            UserError: The checkpoint to resume from is missing or damaged, another process trains
-                this session, or the run failed in a way that the user can mend.
+            UserError: The checkpoint to resume from is missing, damaged or of other settings,
+                another process trains this session, no step was made, or the run failed in a way
+                that the user can mend.
         """
         checkpoint = self._find_checkpoint()
+        model.run_state.config = config = upstream.submitted_config()
         if checkpoint is not None:
-            logger.info(f"Resuming from {checkpoint}. RESUME=null starts a new run.")
+            saved = read_checkpoint(checkpoint)
+            changes = ", ".join(compare_configs(saved.get(CONFIG_KEY), config))
+            if changes:
+                model.run_state.resumed = (f"step {saved['global_step']:,}: {changes}",)
+            logger.info(
+                f"Resuming from {checkpoint}{' with ' * bool(changes)}{changes}. RESUME=null "
+                "starts a new run."
+            )
             # Only tensors and plain values are read: a checkpoint may come from elsewhere.
             kwargs = {"ckpt_path": str(checkpoint), "weights_only": True} | kwargs
-            model.run_state.finished = self.resume == AUTO and is_finished(checkpoint)
+            model.run_state.finished = self.resume == AUTO and is_finished(
+                checkpoint, self.max_steps
+            )
         session = Path(self.default_log_dir)
         with sole_process(session) if self.is_global_zero else contextlib.nullcontext():
-            if self.is_global_zero and (config := upstream.submitted_config()) is not None:
-                keep_config(self._run_folder, config)
+            if self.is_global_zero:
+                if not model.run_state.finished:
+                    reopen(session)
+                if config is not None:
+                    keep_config(self._run_folder, config)
             with self._explaining_failures():
                 super().fit(model, *args, **kwargs)
                 if self.state.finished:
@@ -169,6 +216,11 @@ class KDTrainer(Trainer):
         return path
 
     def _end_run(self, model: RunModule) -> None:
+        if self.global_step == 0:
+            raise UserError(
+                "The run has ended without a step, so it has no student to publish. Check that a "
+                "batch (BATCH_SIZE) is not larger than the tiles, and the trainer's limits."
+            )
         run_folder = Path(str(self.log_dir)).resolve()  # a collective call: all devices make it
         self._write_lost_tiles(run_folder)
         model.run_state.finished = True

@@ -2,8 +2,14 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
-from g2l_plugin.distillation.running.resume import find_session, keep_config, sole_process
+from g2l_plugin.distillation.running.resume import (
+    compare_configs,
+    find_session,
+    keep_config,
+    sole_process,
+)
 from g2l_plugin.errors import UserError
 
 CONFIG = {
@@ -52,6 +58,35 @@ def test_after_one_that_has_ended_a_new_one_starts(write_session, tmp_path):
     write_session("1")
     write_session("2", finished=True)
     assert find_session(tmp_path, CONFIG) is None
+
+
+@pytest.mark.parametrize(
+    ("limit", "ending", "goes_on"), [(40, "", True), (20, "", False), (-1, "", False), (40, "x", 0)]
+)
+def test_one_that_has_ended_goes_on_if_its_limit_was_raised(
+    write_session, tmp_path, limit, ending, goes_on
+):
+    write_session("1", finished=True)
+    checkpoint = {"g2l": {"finished": True, "ending": ending, "step": 20}}
+    torch.save(checkpoint, tmp_path / "1" / "run_0" / "checkpoints" / "last.ckpt")
+    assert (find_session(tmp_path, CONFIG, limit) == "1") == goes_on
+
+
+def schedule(steps, warmup=0.0, kind="g2l_plugin.CosineSchedule"):
+    settings = {"T_max": steps, "warmup": warmup}
+    model = {"lr_scheduler": {"class_path": kind, "init_args": settings}, "compile": steps > 20}
+    trainer = {"max_steps": steps, "resume": str(steps), "callbacks": [{"class_path": "a.Bar"}]}
+    return {"trainer": {"init_args": trainer}, "model": {"init_args": model}, "data": {}}
+
+
+def test_what_may_change_on_resuming_is_told_and_the_rest_refused_by_name():
+    assert compare_configs(schedule(20), schedule(40)) == ["trainer.max_steps 20 → 40"]
+    assert compare_configs(None, schedule(40)) == compare_configs(schedule(40), None) == []
+    with pytest.raises(UserError, match=r"model\.lr_scheduler\.warmup 0\.0 → 0\.1\. .*RESUME=null"):
+        compare_configs(schedule(20), schedule(20, warmup=0.1))
+    torchs = "torch.optim.lr_scheduler.CosineAnnealingLR"  # it would keep its 20 steps
+    with pytest.raises(UserError, match=r"T_max 20 → 40"):
+        compare_configs(schedule(20, kind=torchs), schedule(40, kind=torchs))
 
 
 def test_without_a_configuration_only_a_session_without_one_goes_on(write_session, tmp_path):

@@ -1,3 +1,4 @@
+import contextlib
 import math
 
 import numpy as np
@@ -73,3 +74,17 @@ def test_it_goes_on_from_a_checkpoint(tmp_path):
     with pytest.raises(UserError, match="exploded"):
         for _ in range(3):
             run.step(second, 9.0)
+
+
+@pytest.mark.parametrize(("devices", "explodes"), [(1, True), (8, False)])
+def test_the_losses_of_other_devices_are_not_compared(tmp_path, devices, explodes):
+    first, second, run = LossGuard(window=2), LossGuard(window=2), Run(tmp_path)
+    first.on_train_start(run, run)
+    for _ in range(4):
+        run.step(first, 1.0)
+    second.load_state_dict(first.state_dict())
+    run.world_size = devices
+    second.on_train_start(run, run)
+    with pytest.raises(UserError, match="exploded") if explodes else contextlib.nullcontext():
+        for _ in range(5):
+            run.step(second, 3.0)

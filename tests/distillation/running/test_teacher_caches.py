@@ -1,3 +1,5 @@
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -12,6 +14,9 @@ from g2l_plugin.slides.batch import TileBatch
 
 class Tiles:
     """What the caches ask of a dataset."""
+
+    def __init__(self, *paths):
+        self.tiles = SimpleNamespace(paths=paths)
 
     def fingerprint(self):
         return "tiles"
@@ -40,6 +45,22 @@ def count_images(teachers):
     computed = []
     teachers.encoders[0].register_forward_pre_hook(lambda _, given: computed.append(len(given[0])))
     return computed
+
+
+def test_other_slides_under_the_same_names_have_another_cache(tmp_path):
+    sources = [EncoderSource(f"local-dir:{save_tiny_model(tmp_path / 'teacher', **WIDER)}")]
+    encoders = Teachers(sources).encoders
+    slide = tmp_path / "a.svs"
+
+    def folder():
+        caches = TeacherCaches(tmp_path / "cache", sources, encoders, {}, "32-true", Tiles(slide))
+        return caches._caches[0].folder
+
+    slide.write_bytes(b"1")
+    first = folder()
+    assert folder() == first
+    slide.write_bytes(b"22")
+    assert folder() != first
 
 
 def test_only_what_is_not_held_is_computed(run):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import timm
@@ -85,6 +86,7 @@ def make_run(tmp_path):
         model=None,
         repo_id=None,
         force=True,
+        t_max=4,
         **options,
     ):
         torch.manual_seed(0)
@@ -109,7 +111,7 @@ def make_run(tmp_path):
             teacher=EncoderSource(f"local-dir:{teacher}"),
             student=EncoderSource("timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY),
             optimizer=lambda p: torch.optim.AdamW(p, lr=lr, weight_decay=0.05),
-            lr_scheduler=lambda o: CosineSchedule(o, T_max=4),
+            lr_scheduler=lambda o: CosineSchedule(o, T_max=t_max),
             **{"view": AugmentedView(32, flip_prob=0, color_jitter_prob=0, blur_prob=0)}
             | (model or {}),
         )
@@ -230,6 +232,93 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(make_run, tmp_path):
     for key, value in whole.state_dict().items():
         torch.testing.assert_close(second.state_dict()[key], value, msg=key)
     assert not torch.equal(first.student.model.cls_token, second.student.model.cls_token)
+
+
+def test_a_run_that_goes_on_with_more_steps_trains_on_their_cosine(make_run, tmp_path, monkeypatch):
+    def config(steps, lr=1e-3):
+        trainer = {"init_args": {"max_steps": steps}}
+        return {"trainer": trainer, "model": {"optimizer": {"lr": lr}}, "data": {}}
+
+    monkeypatch.setattr(trainer_module.upstream, "submitted_config", lambda: config(4))
+    trainer, first, data = make_run(max_steps=4, resume="auto")
+    trainer.fit(first, datamodule=data)
+    folder = run_folder(tmp_path)
+    (folder.parent / "results.json").touch()
+    monkeypatch.setattr(trainer_module.upstream, "submitted_config", lambda: config(8))
+    trainer, second, data = make_run(max_steps=8, resume="auto", t_max=8)
+    assert run_folder(tmp_path) == folder
+    trainer.fit(second, datamodule=data)
+    scalars = EventAccumulator(str(folder)).Reload().Scalars("train/lr")
+    assert [event.value for event in scalars][-4:] == pytest.approx(
+        [5e-4, 3.0866e-4, 1.46447e-4, 3.806e-5], rel=1e-4
+    )
+    assert not torch.equal(first.student.model.cls_token, second.student.model.cls_token)
+    assert second.run_state.resumed == ("step 4: trainer.max_steps 4 → 8",)
+    card = (folder / "student" / "README.md").read_text()
+    assert "in 8 steps" in card and "step 4: trainer.max_steps 4 → 8" in card
+    checkpoints = {path.name for path in (folder / "checkpoints").iterdir()}
+    assert checkpoints == {"config.yaml", "last.ckpt", "step=00000006.ckpt", "step=00000008.ckpt"}
+
+    monkeypatch.setattr(trainer_module.upstream, "submitted_config", lambda: config(8, lr=0.1))
+    last = str(folder / "checkpoints" / "last.ckpt")
+    trainer, third, data = make_run(max_steps=9, resume=last)
+    with pytest.raises(UserError, match=r"model\.optimizer\.lr 0\.001 → 0\.1"):
+        trainer.fit(third, datamodule=data)
+
+
+def test_what_a_resumed_run_may_not_change_is_refused_in_python_too(make_run, slide_tiles):
+    trainer, first, data = make_run(max_steps=2, tiles=slide_tiles())
+    trainer.fit(first, datamodule=data)
+    last = f"{trainer.log_dir}/checkpoints/last.ckpt"
+
+    def resumed(match, change=lambda data: None, **options):
+        trainer, module, data = make_run(max_steps=4, tiles=slide_tiles(), resume=last, **options)
+        change(data)
+        with pytest.raises(UserError, match=match):
+            trainer.fit(module, datamodule=data)
+
+    resumed("another objective.*LogSum.*MeanSquared", model={"loss": MeanSquaredErrorLoss()})
+    resumed(r"`base_lrs` \[0\.001\]; now it is \[0\.1\]", lr=0.1)
+    resumed("`seed` 42; now it is 7", lambda data: setattr(data, "seed", 7))
+    resumed(
+        "`batch_size` 12; now it is 6",
+        lambda data: setattr(data.dataloaders.train, "batch_size", 6),
+    )
+
+
+def test_a_run_without_a_step_publishes_nothing(make_run, tmp_path):
+    trainer, module, data = make_run(limit_train_batches=0)
+    with pytest.raises(UserError, match="ended without a step.*BATCH_SIZE"):
+        trainer.fit(module, datamodule=data)
+    assert not list(tmp_path.rglob("last.ckpt")) and not list(tmp_path.rglob("logs/*/*/student"))
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"max_steps": 0}, "MAX_STEPS"),
+        ({"devices": 0}, "The trainer cannot be made.*NUM_DEVICES"),
+        ({"accelerator": "gpu" if not torch.cuda.is_available() else "x"}, "ACCELERATOR"),
+        ({"precision": "16-true"}, "precision is 16-true.*Expected 32-true, bf16-mixed, 16-mixed"),
+        ({"precision": "half"}, "PRECISION"),
+    ],
+)
+def test_settings_with_which_nothing_can_be_trained_are_refused_at_once(options, said):
+    with pytest.raises(UserError, match=said) as error:
+        KDTrainer(**options)
+    assert "\n" not in str(error.value)
+
+
+def test_an_optimizer_that_cannot_be_made_is_refused_before_weights_are_read(make_run):
+    with pytest.raises(UserError, match="Invalid learning rate: -1.*LR_VALUE"):
+        make_run(lr=-1)
+
+
+def test_batch_norms_of_one_tile_are_an_error_in_one_line(make_run):
+    trainer, module, data = make_run()
+    data.dataloaders.train.batch_size = 1
+    with pytest.raises(UserError, match="one tile, and batch norms need two.*rotation"):
+        trainer.fit(module, datamodule=data)
 
 
 def test_a_rotation_is_fitted_before_the_first_step_and_not_again(make_run, slide_tiles):
@@ -480,8 +569,37 @@ def test_a_run_is_resumed_with_its_own_tiles_only(make_run, slide_tiles, tmp_pat
     trainer, second, data = make_run(
         max_steps=4, tiles=slide_tiles(split="train"), resume=checkpoint
     )
-    with pytest.raises(UserError, match="run on other tiles.*RESUME=null"):
+    with pytest.raises(UserError, match="run on other tiles .train.*RESUME=null"):
         trainer.fit(second, datamodule=data)
+
+
+def test_figures_of_a_run_stay_those_of_its_validation_tiles(make_run, slide_tiles):
+    def make(val, **options):
+        trainer, module, data = make_run(tiles=slide_tiles(), **options)
+        data.datasets = DatasetsSchema(train=data.datasets.train, val=val)
+        return trainer, module, data
+
+    trainer, first, data = make(slide_tiles(), max_steps=2)
+    trainer.fit(first, datamodule=data)
+    checkpoint = f"{trainer.log_dir}/checkpoints/last.ckpt"
+    val = slide_tiles(split="val", n_val_patients=1)
+    trainer, second, data = make(val, max_steps=4, resume=checkpoint)
+    with pytest.raises(UserError, match="run on other tiles .val"):
+        trainer.fit(second, datamodule=data)
+
+
+def test_the_best_of_another_session_does_not_keep_this_one_from_its_own(make_run, tmp_path):
+    options = {"val_check_interval": 1, "checkpoint_type": "best"}
+    trainer, module, data = make_run(max_steps=2, **options)
+    trainer.fit(module, datamodule=data)
+    path = f"{trainer.log_dir}/checkpoints/last.ckpt"
+    checkpoint = torch.load(path, weights_only=True)
+    (state,) = (s for s in checkpoint["callbacks"].values() if "best" in s)
+    state["best"] = 2.0  # no validation reaches it
+    torch.save(checkpoint, path)
+    trainer, module, data = make_run(max_steps=4, resume=path, **options)
+    trainer.fit(module, datamodule=data)
+    assert Path(trainer.log_dir, "checkpoints", "best.ckpt").is_file()
 
 
 def test_a_worker_that_dies_is_reported_and_nothing_is_lost(make_run, slide_tiles, tmp_path):
