@@ -14,9 +14,8 @@ from loguru import logger
 from typing_extensions import override
 
 from g2l_plugin.errors import UserError
-from g2l_plugin.evaluation.embedding_files import read_embeddings, splits_of
+from g2l_plugin.evaluation.embedding_files import read_embeddings, read_model, splits_of
 from g2l_plugin.evaluation.metric_files import METRICS_FOLDER, write_results
-from g2l_plugin.evaluation.writer import read_model
 from g2l_plugin.metrics.cka import align
 from g2l_plugin.metrics.embeddings import Embeddings, concatenate
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, compute_all, merge

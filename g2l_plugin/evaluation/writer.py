@@ -21,13 +21,11 @@ from typing_extensions import override
 from g2l_plugin.encoders.load import own_normalization
 from g2l_plugin.encoders.weights import hash_tensors
 from g2l_plugin.errors import UserError
-from g2l_plugin.evaluation.embedding_files import MANIFEST
+from g2l_plugin.evaluation.embedding_files import MANIFEST, MODEL_FILE, read_model
 from g2l_plugin.evaluation.speed import measure_speed
+from g2l_plugin.evaluation.tiles import fingerprint, write_manifest
 from g2l_plugin.files import write_text
 from g2l_plugin.upstream import image_transforms, registry_name
-
-MODEL_FILE = "model.json"
-"""File next to the embeddings that identifies their model."""
 
 _TOLERANCE = 1e-3
 """Difference below which two means are the same: people round them differently."""
@@ -38,7 +36,8 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
 
     Existing embeddings are reused if weights, tiles and transforms are the same. If they differ,
     `eva predict_fit` and `eva fit` fail, so metrics never mix models. Embeddings of an interrupted
-    run are computed again.
+    run, and of images whose files have changed, are computed again. Labels and metadata are read
+    from the dataset by every `eva predict_fit`; `eva fit` uses those of the last one.
     """
 
     def __init__(
@@ -74,7 +73,9 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
             return
         predicting = stage == "predict"
         datasets = _as_list(trainer.datamodule.datasets.predict)  # type: ignore[attr-defined]
-        self._identity = _identify(self._network, datasets, with_tiles=predicting)
+        self._identity = _identify(self._network, datasets)
+        if predicting:  # only then are the datasets set up
+            self._identity |= self._identify_tiles(datasets)
         if predicting:
             _check_normalization(self._network, datasets)
         if predicting and self._overwrite:
@@ -86,9 +87,23 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
             self._overwrite = True  # otherwise eva refuses to overwrite a manifest
             return
         self._check_same(existing)
-        if predicting:
-            logger.info(f"Reusing the embeddings in {self._output_dir}: they are of this model.")
-            trainer.limit_predict_batches = 0
+        if not predicting:
+            return
+        assert existing is not None
+        if existing.get("images") != self._identity["images"]:
+            logger.warning(
+                f"The image files have changed since the embeddings in {self._output_dir} were "
+                "computed. They are computed again."
+            )
+            self._overwrite = True
+            return
+        logger.info(
+            f"Reusing the embeddings in {self._output_dir}: they are of this model and its images."
+        )
+        if trainer.is_global_zero:
+            splits = [self._split(number) for number in range(len(datasets))]
+            write_manifest(Path(self._output_dir), datasets, splits, self._metadata_keys)
+        trainer.limit_predict_batches = 0
 
     @override
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -128,6 +143,17 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
         )
         self._images = None
 
+    def _identify_tiles(self, datasets: Sequence[Any]) -> dict[str, Any]:
+        return {
+            "tiles": [_hash_names(dataset) for dataset in datasets],
+            "images": {
+                self._split(number): fingerprint(dataset) for number, dataset in enumerate(datasets)
+            },
+        }
+
+    def _split(self, number: int) -> str:
+        return self._dataloader_idx_map.get(number, str(number))
+
     def _write_model(self, **facts: Any) -> None:
         text = json.dumps(self._identity | facts, indent=2) + "\n"
         write_text(Path(self._output_dir) / MODEL_FILE, text)
@@ -153,30 +179,14 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
         )
 
 
-def read_model(folder: str | Path) -> dict[str, Any] | None:
-    """Reads which model embeddings are of: `name`, `sha256`, `complete` and `Speed`'s fields.
-
-    Args:
-        folder: The folder of the embeddings.
-
-    Returns:
-        The content of model.json; None if `EmbeddingsWriter` did not write the embeddings.
-    """
-    path = Path(folder) / MODEL_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-
-
-def _identify(network: nn.Module, datasets: list[Any], with_tiles: bool) -> dict[str, Any]:
-    """Describes all that determines the embeddings: weights, transforms and tiles."""
-    identity: dict[str, Any] = {
+def _identify(network: nn.Module, datasets: list[Any]) -> dict[str, Any]:
+    """Describes the model and its input: weights and transforms."""
+    return {
         "name": _name(network),
         # Without eva's wrapper, which adds to the tensors' names.
         "sha256": hash_tensors(getattr(network, "model", network)),
         "transforms": [repr(image_transforms(dataset)) for dataset in datasets],
     }
-    if with_tiles:  # only then are the datasets set up
-        identity["tiles"] = [_hash_names(dataset) for dataset in datasets]
-    return identity
 
 
 def _hash_names(dataset: Any) -> str:

@@ -69,7 +69,7 @@ def cka_between(a: Embeddings, b: Embeddings, device: str = "auto") -> dict[str,
         `LinearCKA` as in `linear_cka`, and `LinearCKAUnbiased` as in `LinearCKA(unbiased=True)`.
 
     Raises:
-        UserError: The tiles differ.
+        UserError: The tiles differ, or their images.
     """
     order_a, order_b = np.argsort(a.names), np.argsort(b.names)
     if not np.array_equal(a.names[order_a], b.names[order_b]):
@@ -79,6 +79,11 @@ def cka_between(a: Embeddings, b: Embeddings, device: str = "auto") -> dict[str,
             f"CKA needs embeddings of the same tiles. Of {len(a):,} and {len(b):,} tiles, "
             f"{only_a:,} are only in the first and {only_b:,} only in the second. Compute both on "
             "one dataset."
+        )
+    if a.images and b.images and a.images != b.images:
+        raise UserError(
+            "CKA needs embeddings of the same images. These tiles have the same names, but their "
+            "files changed between the two embeddings. Compute the older ones again."
         )
     metric = LinearCKA(a.values.shape[1], b.values.shape[1]).to(choose_device(device))
     for start in tqdm(range(0, len(a), _BATCH_SIZE), "CKA", leave=False):

@@ -141,6 +141,13 @@ def test_cka_is_with_the_teachers_embeddings_of_the_same_tiles(compute_on, tmp_p
     assert itself["test/LinearCKA"] == pytest.approx(1)
 
 
+def test_cka_with_a_teachers_embeddings_of_other_images_is_refused(tmp_path):
+    embeddings = read_embeddings(save(tmp_path / "embeddings"), "val")
+    student, teacher = (dataclasses.replace(embeddings, images=images) for images in ("1", "2"))
+    with pytest.raises(UserError, match="same images"):
+        align(student, teacher)
+
+
 def test_cka_of_a_constant_embedding_is_undefined(tmp_path):
     embeddings = read_embeddings(save(tmp_path / "embeddings"), "val")
     constant = dataclasses.replace(embeddings, values=np.ones_like(embeddings.values))

@@ -13,13 +13,13 @@ from torch import nn
 
 from g2l_plugin.encoders.weights import hash_tensors
 from g2l_plugin.errors import UserError
-from g2l_plugin.evaluation.embedding_files import read_embeddings
-from g2l_plugin.evaluation.writer import EmbeddingsWriter, read_model
+from g2l_plugin.evaluation.embedding_files import read_embeddings, read_model
+from g2l_plugin.evaluation.writer import EmbeddingsWriter
 
 
 class Tiles(MapDataset):
-    def __init__(self, n=6, mean=(0.5, 0.5, 0.5)):
-        self.n = n
+    def __init__(self, n=6, mean=(0.5, 0.5, 0.5), flip=0, shade=0):
+        self.n, self.flip, self.shade = n, flip, shade
         self._transforms = ResizeAndCrop(8, mean, (0.5, 0.5, 0.5))
 
     def __len__(self):
@@ -29,8 +29,9 @@ class Tiles(MapDataset):
         return f"{self.n}/{index}.png"
 
     def __getitem__(self, index):
-        image = torch.full((3, 8, 8), index, dtype=torch.uint8)
-        return self._transforms(image), torch.tensor(index % 2), {"centre": "ab"[index % 2]}
+        image = torch.full((3, 8, 8), index + self.shade, dtype=torch.uint8)
+        kind = (index + self.flip) % 2
+        return self._transforms(image), torch.tensor(kind), {"centre": "ab"[kind]}
 
 
 class Backbone(nn.Module):
@@ -109,6 +110,25 @@ def test_embeddings_equal_evas_and_identify_their_model(written):
 def test_existing_embeddings_are_not_computed_again(predict):
     assert predict(Backbone()).calls == 0
     predict(Backbone(), function="fit")
+
+
+def test_labels_and_metadata_of_kept_embeddings_are_read_anew(predict, tmp_path):
+    backbone = predict(Backbone(), [Tiles(6), Tiles(4, flip=1)])
+    assert backbone.calls == 0
+    read = read_embeddings(tmp_path / "embeddings", "val")
+    assert read.labels.tolist() == [1, 0, 1, 0]
+    assert read.groups["centre"].tolist() == ["b", "a", "b", "a"]
+    assert read.names.tolist() == [f"4/{index}.png" for index in range(4)]
+    assert read_embeddings(tmp_path / "embeddings", "train").labels.tolist() == [0, 1] * 3
+
+
+def test_other_images_under_the_same_names_are_embedded_anew(predict, tmp_path, warned):
+    backbone = predict(Backbone(), [Tiles(6), Tiles(4, shade=90)])
+    assert backbone.calls
+    assert any("image files have changed" in line for line in warned)
+    images = torch.stack([Tiles(4, shade=90)[index][0] for index in range(4)])
+    read = read_embeddings(tmp_path / "embeddings", "val")
+    torch.testing.assert_close(torch.from_numpy(read.values), backbone(images).detach())
 
 
 @pytest.mark.parametrize("function", ["predict", "fit"])
