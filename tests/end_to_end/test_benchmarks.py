@@ -47,6 +47,13 @@ def test_tiles_of_a_manifest_in_two_classes(tmp_path):
     (found,) = tmp_path.glob("logs/**/run_0/metrics/test.json")
     assert json.loads(found.read_text())["n_units"] == 2
 
+    cut = root / "9" / "57.png"
+    cut.write_bytes(cut.read_bytes()[:300])
+    result = run_eva("predict_fit", CONFIGS / "idc.yaml", tmp_path, **MODEL, RESIZE_DIM=32)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith(f"error: Tile {cut} cannot be read"), last
+
     (root / "0" / "3.png").unlink()
     result = run_eva("predict_fit", CONFIGS / "idc.yaml", tmp_path, **MODEL)
     assert result.returncode == 1

@@ -1,6 +1,11 @@
 import functools
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -110,6 +115,68 @@ def test_embeddings_equal_evas_and_identify_their_model(written):
 def test_existing_embeddings_are_not_computed_again(predict):
     assert predict(Backbone()).calls == 0
     predict(Backbone(), function="fit")
+
+
+class Failing(Backbone):
+    """Fails on the second batch, or in `fail`."""
+
+    def fail(self):
+        raise AssertionError("Input height (33) doesn't match model (32).")
+
+    def forward(self, images):
+        if self.calls:
+            self.fail()
+        return super().forward(images)
+
+
+def test_an_error_while_tiles_are_embedded_ends_the_writing_process(tmp_path):
+    with pytest.raises(UserError, match="tiles of 3 x 8 x 8 .Input height .33. doesn't match"):
+        run(tmp_path, Failing())
+    assert not multiprocessing.active_children()
+    assert run(tmp_path, Backbone()).calls  # what is there is incomplete, and computed again
+
+
+def test_sigterm_ends_the_run_and_the_writing_process(tmp_path, capfd):
+    before = signal.getsignal(signal.SIGTERM)
+    backbone = Failing()
+    backbone.fail = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path, backbone)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert not multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "SIGTERM: the embeddings are incomplete" in capfd.readouterr().err
+
+
+def test_a_writing_process_that_ends_early_is_an_error(tmp_path):
+    backbone = Failing()
+
+    def kill_writer():
+        (writer,) = multiprocessing.active_children()
+        writer.kill()
+        writer.join()
+
+    backbone.fail = kill_writer
+    with pytest.raises(UserError, match="cannot be written to .*its process ended: -9"):
+        run(tmp_path, backbone)
+    assert not read_model(tmp_path / "embeddings")["complete"]
+
+
+def test_the_writing_process_ends_with_a_parent_that_is_killed(tmp_path):
+    code = """
+import multiprocessing, os, signal, sys
+from g2l_plugin.evaluation.writer import EmbeddingsWriter
+from torch import nn
+writer = EmbeddingsWriter(sys.argv[1], nn.Identity())
+writer._initialize_write_process()
+writer._write_process.start()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, timeout=120
+    )
+    # The writer holds the pipe too: `run` returns when both are gone, else at its timeout.
+    assert result.returncode == -signal.SIGKILL
 
 
 def test_labels_and_metadata_of_kept_embeddings_are_read_anew(predict, tmp_path):
