@@ -131,6 +131,11 @@ class CKA(EmbeddingMetric):
         """
         self.teacher_root = teacher_root
 
+    @property
+    @override
+    def names(self) -> Sequence[str]:
+        return ["LinearCKA", "LinearCKAUnbiased"]
+
     @override
     def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
         if self.teacher_root is None:

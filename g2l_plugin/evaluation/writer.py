@@ -176,7 +176,7 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
 
     @override
     def _initialize_write_process(self) -> None:
-        self._write_queue = multiprocessing.Queue()  # type: ignore[assignment]
+        self._write_queue = multiprocessing.Queue()  # type: ignore[var-annotated]
         self._write_process = Process(
             target=_write,
             args=(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 from loguru import logger
@@ -14,7 +15,7 @@ from typing_extensions import override
 from g2l_plugin.errors import UserError
 from g2l_plugin.metrics.bootstrap import bootstrap_interval
 from g2l_plugin.metrics.embeddings import Embeddings
-from g2l_plugin.metrics.metric import EmbeddingMetric, MetricFamily, MetricResult
+from g2l_plugin.metrics.metric import EmbeddingMetric, MetricFamily, MetricResult, check_classes
 
 LOGISTIC = MetricFamily(
     key="logistic",
@@ -51,6 +52,11 @@ class LogisticProbe(EmbeddingMetric):
                 f"The L2 coefficient is {l2}. Expected one above 0, or null for UNI's default."
             )
         self.max_iter, self.l2 = max_iter, l2
+
+    @property
+    @override
+    def names(self) -> Sequence[str]:
+        return ["LogisticAccuracy", "LogisticBalancedAccuracy", "LogisticAUROC"]
 
     @override
     def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
@@ -96,11 +102,7 @@ class LogisticProbe(EmbeddingMetric):
 
 
 def _check_classes(train: np.ndarray, evaluated: np.ndarray) -> None:
-    if unknown := sorted(set(evaluated.tolist()) - set(train.tolist())):
-        raise UserError(
-            f"No training tile has class {', '.join(map(str, unknown))}, but evaluated tiles have. "
-            "Provide a training split with all classes, or leave these tiles out."
-        )
+    check_classes(train, evaluated)
     if len(np.unique(train)) < 2:
         raise UserError(
             f"All {len(train):,} training tiles have the same class. Logistic regression needs two."

@@ -14,6 +14,7 @@ from g2l_plugin.evaluation.embedding_metrics import CKA, EmbeddingMetrics
 from g2l_plugin.metrics.cka import align
 from g2l_plugin.metrics.knn import KNNVoting
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, merge
+from g2l_plugin.metrics.probe import LogisticProbe
 from g2l_plugin.metrics.robustness import RobustnessIndex
 
 MODEL = {"name": "hf-hub:org/name", "sha256": "ab" * 32, "complete": True, "parameters": 7}
@@ -155,18 +156,23 @@ def test_cka_of_a_constant_embedding_is_undefined(tmp_path):
     assert result.values == {} and set(result.undefined) == {"LinearCKA", "LinearCKAUnbiased"}
 
 
-def test_a_class_that_is_not_trained_on_is_an_error(compute_on, tmp_path):
-    root = save(tmp_path / "embeddings", test_label=5)
-    with pytest.raises(
-        UserError, match="The evaluated split has the classes 5, but the training split"
-    ):
-        compute_on(EmbeddingMetrics(str(root), "task", [KNNVoting(3)]))
-
-
-def test_more_neighbours_than_tiles_are_an_error(compute_on, tmp_path):
-    root = save(tmp_path / "embeddings")
-    with pytest.raises(UserError, match="13"):
-        compute_on(EmbeddingMetrics(str(root), "task", [KNNVoting(13)]))
+@pytest.mark.parametrize(
+    ("metric", "options", "reason"),
+    [
+        (KNNVoting(3), {"test_label": 5}, "No training tile has class 5"),
+        (LogisticProbe(), {"test_label": 5}, "No training tile has class 5"),
+        (KNNVoting(13), {}, "k is 13, but there are 12 embeddings"),
+    ],
+)
+def test_a_metric_that_cannot_be_computed_is_undefined_and_the_rest_is_kept(
+    compute_on, tmp_path, metric, options, reason
+):
+    root = save(tmp_path / "embeddings", **options)
+    logged, folder = compute_on(EmbeddingMetrics(str(root), "task", [metric, Counting()]))
+    assert set(logged) == {"test/Tiles", "test/Train"}
+    undefined = json.loads((folder / "test.json").read_text())["undefined"]
+    assert set(undefined) == set(metric.names)
+    assert all(text.startswith(reason) for text in undefined.values())
 
 
 def test_a_group_whose_pattern_matches_no_name_is_ignored(compute_on, tmp_path):
