@@ -23,10 +23,17 @@ _BATCH_SIZE = 8192
 CKA = MetricFamily(
     key="cka",
     title="CKA with the teacher",
-    about="Linear centred kernel alignment of the embeddings with the teacher's; the teacher has 1 "
-    "and is not ranked.",
-    pattern="LinearCKA",
+    about="Unbiased linear centred kernel alignment of the embeddings with the teacher's: 0 for "
+    "unrelated ones. The teacher has 1 and is not ranked.",
+    pattern="LinearCKAUnbiased",
     column="CKA with the teacher",
+)
+BIASED_CKA = MetricFamily(
+    key="biased_cka",
+    title="Biased CKA with the teacher",
+    about="The estimator of the published values, shown next to them only: with few tiles and many "
+    "features it is near 1 even for unrelated embeddings.",
+    pattern="LinearCKA",
 )
 
 
@@ -98,13 +105,16 @@ def cka_between(a: Embeddings, b: Embeddings, device: str = "auto") -> dict[str,
 
 
 def align(evaluated: Embeddings, teacher: Embeddings) -> MetricResult:
-    """Computes linear CKA with the teacher's embeddings; undefined if an encoder is constant."""
+    """Computes linear CKA with the teacher's embeddings; undefined of too few or equal ones."""
     values = cka_between(evaluated, teacher)
-    undefined = {
-        name: "all embeddings of one encoder are the same"
-        for name, value in values.items()
-        if np.isnan(value)
+    few = len(evaluated) < LEAST_TILES
+    reasons = {
+        "LinearCKA": "all embeddings of one encoder are the same",
+        "LinearCKAUnbiased": f"the unbiased estimator needs {LEAST_TILES} tiles"
+        if few
+        else "the embeddings of one encoder hardly differ",
     }
+    undefined = {name: reasons[name] for name, value in values.items() if np.isnan(value)}
     return MetricResult(
         {name: value for name, value in values.items() if name not in undefined}, undefined
     )

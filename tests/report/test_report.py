@@ -33,7 +33,8 @@ def logs(write_session, predictions, tmp_path):
             "peak_memory_bytes": None,
         }
         common = {"model": model, "facts": facts, "classes": ["benign", "malignant"]}
-        values = {"KNNAccuracy": accuracy, "LogisticAUROC": accuracy + 0.05, "LinearCKA": cka}
+        values = {"KNNAccuracy": accuracy, "LogisticAUROC": accuracy + 0.05}
+        values["LinearCKAUnbiased"] = cka
         write_session(
             f"{number}/bach",
             split="val",
