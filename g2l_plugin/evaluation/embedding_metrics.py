@@ -16,6 +16,7 @@ from typing_extensions import override
 from g2l_plugin.errors import UserError
 from g2l_plugin.evaluation.embedding_files import read_embeddings, read_model, splits_of
 from g2l_plugin.evaluation.metric_files import METRICS_FOLDER, write_results
+from g2l_plugin.evaluation.tiles import name_classes
 from g2l_plugin.metrics.cka import align
 from g2l_plugin.metrics.embeddings import Embeddings, concatenate
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, compute_all, merge
@@ -46,7 +47,8 @@ class EmbeddingMetrics(pl.Callback):
             metrics: Metrics of the evaluated split, with the training split.
             metrics_on_all_splits: Metrics of all splits together, e.g. robustness if each split
                 has few tiles of some centres.
-            classes: Names of the classes, in the order of their numbers, for reports.
+            classes: Names of the classes, in the order of their numbers, for reports; None uses the
+                dataset's labels.
             groups: Groups to read from the tiles' names, e.g. `slide`: regular expressions with one
                 capturing group each, by name of the group.
             model_label: Name of the model in reports; None uses its name or source.
@@ -64,6 +66,13 @@ class EmbeddingMetrics(pl.Callback):
         self.classes = None if classes is None else list(classes)
         # eva copies callbacks for each of its runs, but the metrics are the same in all of them.
         self._computed = _SharedResults()
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "predict":  # before anything is embedded
+            datasets = trainer.datamodule.datasets.predict  # type: ignore[attr-defined]
+            first = datasets[0] if isinstance(datasets, list) else datasets
+            name_classes(self.classes, getattr(first, "classes", None))
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -107,7 +116,7 @@ class EmbeddingMetrics(pl.Callback):
             result,
             evaluated,
             task=self.task,
-            classes=self.classes,
+            classes=name_classes(self.classes, model.get("classes")),
             model=model | {"name": self.model_label or model.get("name", "")},
         )
         return result

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import numpy as np
 import pandas as pd
 import torch
 
+from g2l_plugin.errors import UserError
 from g2l_plugin.evaluation.embedding_files import MANIFEST
 from g2l_plugin.files import write_text
 from g2l_plugin.slides.dataset import TileDataset
@@ -29,7 +31,42 @@ def fingerprint(dataset: Any) -> str:
 
     Returns:
         A hash that differs if an image is another one.
+
+    Raises:
+        UserError: Images are missing.
     """
+    with _complete(dataset):
+        return _hash_images(dataset)
+
+
+def hash_names(dataset: Any) -> str:
+    """Identifies the tiles of a dataset, one of eva's that is set up, by number and names.
+
+    Raises:
+        UserError: Images are missing.
+    """
+    digest = hashlib.sha256()
+    with _complete(dataset):
+        for index in range(len(dataset)):
+            digest.update(f"{dataset.filename(index)}\n".encode())
+    return f"{len(dataset)} {digest.hexdigest()}"
+
+
+@contextlib.contextmanager
+def _complete(dataset: Any) -> Iterator[None]:
+    """Says which dataset lacks images: eva's know how many there should be, and count on it."""
+    try:
+        yield
+    except (IndexError, FileNotFoundError) as error:
+        root = getattr(dataset, "_root", "its folder")
+        first = f" (first: {error.filename})" if isinstance(error, FileNotFoundError) else ""
+        raise UserError(
+            f"{type(dataset).__name__} in {root} is incomplete: images of its {len(dataset):,} in "
+            f"this split are missing{first}. Download or unpack it again."
+        ) from error
+
+
+def _hash_images(dataset: Any) -> str:
     digest = hashlib.sha256()
     if isinstance(dataset, TileDataset):
         digest.update(dataset.fingerprint().encode())  # where the tiles are in their slides
@@ -46,6 +83,32 @@ def fingerprint(dataset: Any) -> str:
         stat = os.stat(path)
         digest.update(f"{stat.st_size} {stat.st_mtime_ns} {place}\n".encode())
     return digest.hexdigest()
+
+
+def name_classes(given: Sequence[str] | None, own: Sequence[str] | None) -> list[str] | None:
+    """Names of the classes, in the order of their numbers.
+
+    Args:
+        given: Names of a config; None if it has none.
+        own: Labels of the dataset, in the order of their numbers; None if it does not know them.
+
+    Returns:
+        The labels if they are words; else the names of the config.
+
+    Raises:
+        UserError: The config and the dataset do not agree.
+    """
+    if own is None or given is None:
+        named = own if given is None else given
+        return None if named is None else list(named)
+    are_numbers = all(label.isdecimal() for label in own)
+    if list(given) == list(own) or (are_numbers and len(given) == len(own)):
+        return list(given)
+    raise UserError(
+        f"The config names the classes {', '.join(given)}, and the dataset has {', '.join(own)}, "
+        "in the order of their numbers. Set `classes` to the dataset's, or give the labels as "
+        "numbers from 0 in the config's order."
+    )
 
 
 def write_manifest(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import multiprocessing
 import os
@@ -30,7 +29,7 @@ from g2l_plugin.encoders.weights import hash_tensors
 from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.evaluation.embedding_files import MANIFEST, MODEL_FILE, read_model
 from g2l_plugin.evaluation.speed import measure_speed
-from g2l_plugin.evaluation.tiles import fingerprint, write_manifest
+from g2l_plugin.evaluation.tiles import fingerprint, hash_names, write_manifest
 from g2l_plugin.files import write_text
 from g2l_plugin.upstream import image_transforms, registry_name
 
@@ -114,6 +113,7 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
             f"Reusing the embeddings in {self._output_dir}: they are of this model and its images."
         )
         if trainer.is_global_zero:
+            self._write_model(**existing | {"classes": self._identity["classes"]})
             splits = [self._split(number) for number in range(len(datasets))]
             write_manifest(Path(self._output_dir), datasets, splits, self._metadata_keys)
         trainer.limit_predict_batches = 0
@@ -217,7 +217,8 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
 
     def _identify_tiles(self, datasets: Sequence[Any]) -> dict[str, Any]:
         return {
-            "tiles": [_hash_names(dataset) for dataset in datasets],
+            "classes": getattr(datasets[0], "classes", None),
+            "tiles": [hash_names(dataset) for dataset in datasets],
             "images": {
                 self._split(number): fingerprint(dataset) for number, dataset in enumerate(datasets)
             },
@@ -280,13 +281,6 @@ def _identify(network: nn.Module, datasets: list[Any]) -> dict[str, Any]:
         "sha256": hash_tensors(getattr(network, "model", network)),
         "transforms": [repr(image_transforms(dataset)) for dataset in datasets],
     }
-
-
-def _hash_names(dataset: Any) -> str:
-    digest = hashlib.sha256()
-    for index in range(len(dataset)):
-        digest.update(f"{dataset.filename(index)}\n".encode())
-    return f"{len(dataset)} {digest.hexdigest()}"
 
 
 def _name(network: nn.Module) -> str:

@@ -105,6 +105,14 @@ def test_metrics_are_logged_and_written_with_their_model(compute_on, tmp_path):
     assert table["slide"].tolist() == [str(number // 4) for number in range(24, 36)]
 
 
+def test_class_names_in_another_order_than_the_labels_are_refused_before_embedding(tmp_path):
+    callback = EmbeddingMetrics(str(tmp_path), "idc", [], classes=["no_idc", "idc"])
+    dataset = SimpleNamespace(classes=["idc", "no_idc"])
+    data = SimpleNamespace(datasets=SimpleNamespace(predict=[dataset]))
+    with pytest.raises(UserError, match="classes no_idc, idc, and the dataset has idc, no_idc"):
+        callback.setup(SimpleNamespace(datamodule=data), None, "predict")
+
+
 def test_runs_of_one_session_compute_once(compute_on, tmp_path):
     metric = Counting()
     callback = EmbeddingMetrics(str(save(tmp_path / "embeddings")), "task", [metric])

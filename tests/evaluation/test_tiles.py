@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from g2l_plugin.datasets.manifest import ManifestTiles
-from g2l_plugin.evaluation.tiles import fingerprint, write_manifest
+from g2l_plugin.errors import UserError
+from g2l_plugin.evaluation.tiles import fingerprint, name_classes, write_manifest
 
 
 @pytest.fixture
@@ -33,6 +34,17 @@ def test_images_are_known_by_their_files_whatever_their_labels(tiles, tmp_path):
     (tmp_path / "2.bmp").write_bytes((tmp_path / "1.bmp").read_bytes())
     os.utime(tmp_path / "2.bmp", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
     assert fingerprint(tiles()) != before
+
+
+def test_class_names_are_those_of_the_labels(tiles):
+    words, numbers = tiles().classes, tiles("0101").classes
+    assert name_classes(None, words) == ["a", "b"]
+    assert name_classes(["a", "b"], words) == ["a", "b"]
+    assert name_classes(["no", "yes"], numbers) == ["no", "yes"]
+    assert name_classes(["no", "yes"], None) == ["no", "yes"]
+    for given, own in ((["b", "a"], words), (["a"], words), (["a", "b", "c"], numbers)):
+        with pytest.raises(UserError, match=f"{', '.join(given)}, .*has {', '.join(own)}, in"):
+            name_classes(given, own)
 
 
 def test_a_slide_is_one_row_of_the_manifest(tmp_path):

@@ -189,6 +189,14 @@ def test_labels_and_metadata_of_kept_embeddings_are_read_anew(predict, tmp_path)
     assert read_embeddings(tmp_path / "embeddings", "train").labels.tolist() == [0, 1] * 3
 
 
+def test_class_names_of_kept_embeddings_are_read_anew(predict, tmp_path):
+    tiles = [Tiles(6), Tiles(4)]
+    tiles[0].classes = ["no", "yes"]
+    assert predict(Backbone(), tiles).calls == 0
+    assert read_model(tmp_path / "embeddings")["classes"] == ["no", "yes"]
+    assert read_model(tmp_path / "embeddings")["complete"]
+
+
 def test_other_images_under_the_same_names_are_embedded_anew(predict, tmp_path, warned):
     backbone = predict(Backbone(), [Tiles(6), Tiles(4, shade=90)])
     assert backbone.calls
