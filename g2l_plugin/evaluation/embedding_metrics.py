@@ -54,8 +54,14 @@ class EmbeddingMetrics(pl.Callback):
             model_label: Name of the model in reports; None uses its name or source.
 
         Raises:
-            UserError: A regular expression does not have exactly one capturing group.
+            UserError: A regular expression does not have exactly one capturing group, or the
+                model's name has a part `..`.
         """
+        if ".." in Path(model_label or "").parts:
+            raise UserError(
+                f"The model's label is {model_label!r} (MODEL_LABEL). Expected a name without "
+                "`..`: its folders are named after it."
+            )
         super().__init__()
         self.root = root
         self.task = task

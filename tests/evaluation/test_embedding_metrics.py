@@ -113,6 +113,12 @@ def test_class_names_in_another_order_than_the_labels_are_refused_before_embeddi
         callback.setup(SimpleNamespace(datamodule=data), None, "predict")
 
 
+def test_a_label_that_leaves_its_folder_is_refused():
+    with pytest.raises(UserError, match="label is '../up' .MODEL_LABEL."):
+        EmbeddingMetrics("embeddings", "task", [], model_label="../up")
+    EmbeddingMetrics("embeddings", "task", [], model_label="pathology/my..model")
+
+
 def test_runs_of_one_session_compute_once(compute_on, tmp_path):
     metric = Counting()
     callback = EmbeddingMetrics(str(save(tmp_path / "embeddings")), "task", [metric])
