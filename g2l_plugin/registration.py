@@ -21,8 +21,9 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType, TracebackType
 from typing import Any
 
@@ -39,6 +40,9 @@ _BACKBONES_MODULE = "eva.vision.models.networks.backbones"
 # A hook runs at once on a module that is half imported, as `eva` and `eva.core.cli.cli` are when
 # they import torch. eva imports this one later.
 _CLI_MODULE = "eva.core.cli.setup"
+_NAMES_MODULE = "eva.vision.models.wrappers.from_registry"
+_DATASETS = ("eva.vision.data.datasets", "eva.core.data.datasets")
+"""Packages of eva whose errors are about a download: their traceback would hide the message."""
 
 
 def autoload() -> None:
@@ -49,6 +53,7 @@ def autoload() -> None:
         import wrapt
 
         wrapt.register_post_import_hook(_guarded(register_backbones), _BACKBONES_MODULE)
+        wrapt.register_post_import_hook(_guarded(check_names), _NAMES_MODULE)
         wrapt.register_post_import_hook(_guarded(extend_cli), _CLI_MODULE)
     except Exception as error:
         _warn(f"g2l-plugin: eva will not find its backbones: {error!r}")
@@ -69,6 +74,33 @@ def register_backbones(backbones_module: ModuleType) -> None:
             registry.register(entry_point.name)(LazyBackbone(entry_point))
         except Exception as error:
             _warn(f"{_describe(entry_point)} is not registered: {error}")
+
+
+def check_names(wrappers_module: Any) -> None:
+    """Makes eva answer an unknown MODEL_NAME with the nearest names; it would print all 1,300.
+
+    Args:
+        wrappers_module: eva's module with `ModelFromRegistry`, which builds a backbone by name.
+    """
+    wrapper, registry = wrappers_module.ModelFromRegistry, wrappers_module.backbone_registry
+    load_model = wrapper.load_model
+
+    @functools.wraps(load_model)
+    def load_known_model(self: Any) -> Any:
+        name, known = self._model_name, registry.entries()
+        if name not in known:
+            import difflib
+
+            from g2l_plugin.errors import UserError
+
+            near = difflib.get_close_matches(name, known) or [n for n in known if name in n][:3]
+            raise UserError(
+                f"eva has no backbone {name!r} (MODEL_NAME). "
+                + (f"Near it are {', '.join(near)}." if near else "`g2l models` lists some.")
+            )
+        return load_model(self)
+
+    wrapper.load_model = load_known_model
 
 
 def extend_cli(setup_module: Any) -> None:
@@ -92,20 +124,22 @@ def extend_cli(setup_module: Any) -> None:
 def prepare_cli() -> None:
     """Makes trainer, module and recipe known to eva's command line, and errors of users short."""
     from g2l_plugin.config_files import register_resolvers
-    from g2l_plugin.errors import UserError, message_in
+    from g2l_plugin.errors import UserError, in_one_line, message_in
 
     previous = sys.excepthook
 
     def print_user_errors(
         kind: type[BaseException], error: BaseException, trace: TracebackType | None
     ) -> None:
-        cause: BaseException | None = error
         # jsonargparse raises its own error from ours if a type is a union.
-        while cause is not None and not isinstance(cause, UserError):
-            cause = cause.__cause__
+        causes = list(_causes(error))
+        cause = next((known for known in causes if isinstance(known, UserError)), None)
         # A data worker's error arrives with the worker's traceback as its text; OmegaConf's with
         # the message of the error in a resolver.
         message = message_in(str(cause or error)) or cause
+        if message is None:
+            of_dataset = (f"{name}: {in_one_line(e)}" for e in causes if (name := _dataset_of(e)))
+            message = next(of_dataset, None)
         if message is not None:
             print(f"error: {message}", file=sys.stderr)
         else:
@@ -115,6 +149,33 @@ def prepare_cli() -> None:
     register_resolvers()
     import g2l_plugin.distillation.module
     import g2l_plugin.distillation.running.trainer  # noqa: F401
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, those that it was raised from, and so on.
+
+    jsonargparse tries every type of a union and raises its own error from the first one's; the
+    others are in its variables only.
+    """
+    pending, known = [error], set()
+    while pending:
+        error = pending.pop(0)
+        if not isinstance(error, BaseException) or id(error) in known:
+            continue
+        known.add(id(error))
+        yield error
+        pending += [error.__cause__, error.__context__]
+        for frame, _ in traceback.walk_tb(error.__traceback__):
+            pending += frame.f_locals.get("exceptions", ())
+
+
+def _dataset_of(error: BaseException) -> str | None:
+    """The class of eva's dataset that misses a file or finds a wrong one; None for other errors."""
+    name = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").startswith(_DATASETS) and "self" in frame.f_locals:
+            name = type(frame.f_locals["self"]).__name__
+    return name if isinstance(error, (OSError, ValueError)) else None
 
 
 class LazyBackbone:

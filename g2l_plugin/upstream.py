@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -119,6 +120,30 @@ def image_transforms(dataset: Any) -> Callable[..., Any] | None:
     """The image transforms of one of eva's datasets; eva 0.4.5 has two private names for them."""
     transforms = getattr(dataset, "_transforms", None)
     return transforms or getattr(dataset, "_image_transforms", None)
+
+
+def image_files(dataset: Any) -> list[tuple[str, str]] | None:
+    """The files that a dataset of eva reads its images from, each with the place in it that counts.
+
+    eva 0.4.5 has no public way: `filename` is relative to one of two private folders, tiles of
+    PatchCamelyon are in one file, and slides know the grid of their patches.
+
+    Returns:
+        Paths, each with the grid of patches for slides and "" otherwise; None if the dataset has no
+        folder.
+    """
+    if (h5_file := getattr(dataset, "_h5_file", None)) is not None:
+        return [(h5_file("x"), "")]
+    if hasattr(dataset, "_concat_dataset"):
+        return [(slide._file_path, _grid(slide._coords)) for slide in dataset.datasets]
+    folder = getattr(dataset, "_dataset_path", None) or getattr(dataset, "_root", None)
+    if folder is None:
+        return None
+    return [(os.path.join(folder, dataset.filename(n)), "") for n in range(len(dataset))]
+
+
+def _grid(coords: Any) -> str:
+    return f"{coords.width} {coords.height} {coords.level_idx} {coords.x_y}"
 
 
 def registry_name(network: Any) -> str | None:

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Literal
 
+import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -22,7 +23,7 @@ from g2l_plugin.datasets.manifest_table import (
     read_table,
     sort_labels,
 )
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
 
 _REQUIRED = ("path", "label")
 _GROUPS = ("patient", "slide", "centre")
@@ -130,7 +131,14 @@ class ManifestTiles(VisionDataset[tv_tensors.Image, torch.Tensor]):
 
     @override
     def load_data(self, index: int) -> tv_tensors.Image:
-        return read_image_as_tensor(os.path.join(self._root, self._paths[index]))
+        path = os.path.join(self._root, self._paths[index])
+        try:
+            return read_image_as_tensor(path)
+        except (OSError, ValueError, cv2.error) as error:
+            raise UserError(
+                f"Tile {path} cannot be read ({in_one_line(error)}). Write it again, or remove its "
+                f"row from {self._manifest_path}."
+            ) from error
 
     @override
     def load_target(self, index: int) -> torch.Tensor:

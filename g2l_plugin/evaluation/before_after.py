@@ -22,6 +22,7 @@ from g2l_plugin.encoders.weights import hash_tensors
 from g2l_plugin.evaluation.embed import embed_tiles
 from g2l_plugin.evaluation.metric_files import METRICS_FOLDER, write_results
 from g2l_plugin.evaluation.speed import measure_speed
+from g2l_plugin.evaluation.tiles import name_classes
 from g2l_plugin.files import write_text
 from g2l_plugin.metrics.cka import align
 from g2l_plugin.metrics.embeddings import Embeddings
@@ -126,6 +127,7 @@ class DistillationEvaluation(RunCallback):
         for dataset in (self.train, self.test):
             dataset.prepare_data()
             dataset.setup()
+        self.classes = name_classes(self.classes, getattr(self.test, "classes", None))
         self._evaluate("teacher", pl_module.teacher, pl_module.view.size, folder)
         if self._before is not None:
             self.results[_BEFORE] = self._before

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,6 +20,9 @@ from g2l_plugin.metrics.embeddings import Embeddings
 
 MANIFEST = "manifest.csv"
 """Table that eva writes next to the embeddings."""
+
+MODEL_FILE = "model.json"
+"""File next to the embeddings that identifies their model and images."""
 
 _COLUMNS = ("origin", "embeddings", "target", "split")
 _GROUPS = {"patient_id": "patient", "wsi_id": "slide", "center": "centre"}
@@ -70,7 +75,21 @@ def _read(folder: Path, split: str, changed: int) -> Embeddings:
         table["origin"].astype(str).to_numpy(),
         _groups(table),
         split,
+        images=((read_model(folder) or {}).get("images") or {}).get(split, ""),
     )
+
+
+def read_model(folder: str | Path) -> dict[str, Any] | None:
+    """Reads which model embeddings are of: `name`, `sha256`, `complete` and `Speed`'s fields.
+
+    Args:
+        folder: The folder of the embeddings.
+
+    Returns:
+        The content of model.json; None if `EmbeddingsWriter` did not write the embeddings.
+    """
+    path = Path(folder) / MODEL_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
 
 
 def splits_of(folder: str | Path) -> list[str]:

@@ -14,9 +14,9 @@ from loguru import logger
 from typing_extensions import override
 
 from g2l_plugin.errors import UserError
-from g2l_plugin.evaluation.embedding_files import read_embeddings, splits_of
+from g2l_plugin.evaluation.embedding_files import read_embeddings, read_model, splits_of
 from g2l_plugin.evaluation.metric_files import METRICS_FOLDER, write_results
-from g2l_plugin.evaluation.writer import read_model
+from g2l_plugin.evaluation.tiles import name_classes
 from g2l_plugin.metrics.cka import align
 from g2l_plugin.metrics.embeddings import Embeddings, concatenate
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, compute_all, merge
@@ -47,14 +47,21 @@ class EmbeddingMetrics(pl.Callback):
             metrics: Metrics of the evaluated split, with the training split.
             metrics_on_all_splits: Metrics of all splits together, e.g. robustness if each split
                 has few tiles of some centres.
-            classes: Names of the classes, in the order of their numbers, for reports.
+            classes: Names of the classes, in the order of their numbers, for reports; None uses the
+                dataset's labels.
             groups: Groups to read from the tiles' names, e.g. `slide`: regular expressions with one
                 capturing group each, by name of the group.
             model_label: Name of the model in reports; None uses its name or source.
 
         Raises:
-            UserError: A regular expression does not have exactly one capturing group.
+            UserError: A regular expression does not have exactly one capturing group, or the
+                model's name has a part `..`.
         """
+        if ".." in Path(model_label or "").parts:
+            raise UserError(
+                f"The model's label is {model_label!r} (MODEL_LABEL). Expected a name without "
+                "`..`: its folders are named after it."
+            )
         super().__init__()
         self.root = root
         self.task = task
@@ -65,6 +72,13 @@ class EmbeddingMetrics(pl.Callback):
         self.classes = None if classes is None else list(classes)
         # eva copies callbacks for each of its runs, but the metrics are the same in all of them.
         self._computed = _SharedResults()
+
+    @override
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if stage == "predict":  # before anything is embedded
+            datasets = trainer.datamodule.datasets.predict  # type: ignore[attr-defined]
+            first = datasets[0] if isinstance(datasets, list) else datasets
+            name_classes(self.classes, getattr(first, "classes", None))
 
     @override
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -108,7 +122,7 @@ class EmbeddingMetrics(pl.Callback):
             result,
             evaluated,
             task=self.task,
-            classes=self.classes,
+            classes=name_classes(self.classes, model.get("classes")),
             model=model | {"name": self.model_label or model.get("name", "")},
         )
         return result
@@ -131,6 +145,11 @@ class CKA(EmbeddingMetric):
                 metric.
         """
         self.teacher_root = teacher_root
+
+    @property
+    @override
+    def names(self) -> Sequence[str]:
+        return ["LinearCKA", "LinearCKAUnbiased"]
 
     @override
     def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
-from collections.abc import Sequence
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from eva.core.callbacks import ClassificationEmbeddingsWriter
 from eva.core.models.modules.typings import INPUT_BATCH
+from eva.core.utils.multiprocessing import Process
 from loguru import logger
 from torch import nn
 from torchvision.transforms import v2
@@ -20,14 +26,12 @@ from typing_extensions import override
 
 from g2l_plugin.encoders.load import own_normalization
 from g2l_plugin.encoders.weights import hash_tensors
-from g2l_plugin.errors import UserError
-from g2l_plugin.evaluation.embedding_files import MANIFEST
+from g2l_plugin.errors import UserError, in_one_line
+from g2l_plugin.evaluation.embedding_files import MANIFEST, MODEL_FILE, read_model
 from g2l_plugin.evaluation.speed import measure_speed
+from g2l_plugin.evaluation.tiles import fingerprint, hash_names, write_manifest
 from g2l_plugin.files import write_text
 from g2l_plugin.upstream import image_transforms, registry_name
-
-MODEL_FILE = "model.json"
-"""File next to the embeddings that identifies their model."""
 
 _TOLERANCE = 1e-3
 """Difference below which two means are the same: people round them differently."""
@@ -38,7 +42,10 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
 
     Existing embeddings are reused if weights, tiles and transforms are the same. If they differ,
     `eva predict_fit` and `eva fit` fail, so metrics never mix models. Embeddings of an interrupted
-    run are computed again.
+    run, and of images whose files have changed, are computed again. Labels and metadata are read
+    from the dataset by every `eva predict_fit`; `eva fit` uses those of the last one.
+
+    An error or a signal ends the process that writes: at exit, Python would wait for it forever.
     """
 
     def __init__(
@@ -67,14 +74,20 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
         self._network = backbone
         self._identity: dict[str, Any] = {}
         self._images: torch.Tensor | None = None
+        self._sigterm: Any = None
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         if stage not in ("predict", "fit"):
             return
         predicting = stage == "predict"
+        if predicting and threading.current_thread() is threading.main_thread():
+            # Lightning only notes SIGTERM, and nothing reads the note while tiles are embedded.
+            self._sigterm = signal.signal(signal.SIGTERM, _exit)
         datasets = _as_list(trainer.datamodule.datasets.predict)  # type: ignore[attr-defined]
-        self._identity = _identify(self._network, datasets, with_tiles=predicting)
+        self._identity = _identify(self._network, datasets)
+        if predicting:  # only then are the datasets set up
+            self._identity |= self._identify_tiles(datasets)
         if predicting:
             _check_normalization(self._network, datasets)
         if predicting and self._overwrite:
@@ -86,9 +99,40 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
             self._overwrite = True  # otherwise eva refuses to overwrite a manifest
             return
         self._check_same(existing)
-        if predicting:
-            logger.info(f"Reusing the embeddings in {self._output_dir}: they are of this model.")
-            trainer.limit_predict_batches = 0
+        if not predicting:
+            return
+        assert existing is not None
+        if existing.get("images") != self._identity["images"]:
+            logger.warning(
+                f"The image files have changed since the embeddings in {self._output_dir} were "
+                "computed. They are computed again."
+            )
+            self._overwrite = True
+            return
+        logger.info(
+            f"Reusing the embeddings in {self._output_dir}: they are of this model and its images."
+        )
+        if trainer.is_global_zero:
+            self._write_model(**existing | {"classes": self._identity["classes"]})
+            splits = [self._split(number) for number in range(len(datasets))]
+            write_manifest(Path(self._output_dir), datasets, splits, self._metadata_keys)
+        trainer.limit_predict_batches = 0
+
+    @override
+    def teardown(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        if self._sigterm is not None:
+            signal.signal(signal.SIGTERM, self._sigterm)
+            self._sigterm = None
+
+    @override
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        if self._write_process is None or self._write_queue is None:
+            return
+        self._write_process.kill()
+        self._write_process.join()
+        self._write_queue.cancel_join_thread()  # nobody reads what is still in it
 
     @override
     def on_predict_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -109,6 +153,7 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
     ) -> None:
         if self._images is None:
             self._images = INPUT_BATCH(*batch).data
+        self._check_writer()
         super().write_on_batch_end(
             trainer, pl_module, prediction, batch_indices, batch, batch_idx, dataloader_idx
         )
@@ -116,6 +161,7 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
     @override
     def on_predict_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_predict_end(trainer, pl_module)
+        self._check_writer(ended=True)
         if not trainer.is_global_zero or self._images is None:
             return
         with torch.inference_mode():
@@ -127,6 +173,59 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
             **dataclasses.asdict(measure_speed(self._network, self._images)),
         )
         self._images = None
+
+    @override
+    def _initialize_write_process(self) -> None:
+        self._write_queue = multiprocessing.Queue()  # type: ignore[var-annotated]
+        self._write_process = Process(
+            target=_write,
+            args=(
+                self._process_write_queue,
+                self._write_queue,
+                self._output_dir,
+                self._metadata_keys,
+                self._save_every_n,
+                self._overwrite,
+            ),
+            daemon=True,  # at exit it is ended, not waited for
+        )
+
+    @override
+    def _get_embeddings(self, tensor: torch.Tensor) -> torch.Tensor:
+        try:
+            return super()._get_embeddings(tensor)
+        except (AssertionError, RuntimeError, ValueError) as error:  # timm asserts the size
+            raise UserError(
+                f"{_name(self._network)} cannot embed a batch of {len(tensor)} tiles of "
+                f"{' x '.join(map(str, tensor.shape[1:]))} ({in_one_line(error)}). Check "
+                "RESIZE_DIM and PREDICT_BATCH_SIZE."
+            ) from error
+
+    def _check_writer(self, ended: bool = False) -> None:
+        """Raises a UserError if the writing process failed: its embeddings are incomplete."""
+        process = self._write_process
+        if process is None or (process.is_alive() and not ended):
+            return
+        failed = process.exception
+        if not failed and ended and process.exitcode == 0:
+            return
+        reason = in_one_line(failed[0]) if failed else f"its process ended: {process.exitcode}"
+        raise UserError(
+            f"The embeddings cannot be written to {self._output_dir} ({reason}). Check the disk "
+            "and the memory, and run the same command again."
+        )
+
+    def _identify_tiles(self, datasets: Sequence[Any]) -> dict[str, Any]:
+        return {
+            "classes": getattr(datasets[0], "classes", None),
+            "tiles": [hash_names(dataset) for dataset in datasets],
+            "images": {
+                self._split(number): fingerprint(dataset) for number, dataset in enumerate(datasets)
+            },
+        }
+
+    def _split(self, number: int) -> str:
+        return self._dataloader_idx_map.get(number, str(number))
 
     def _write_model(self, **facts: Any) -> None:
         text = json.dumps(self._identity | facts, indent=2) + "\n"
@@ -153,37 +252,35 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
         )
 
 
-def read_model(folder: str | Path) -> dict[str, Any] | None:
-    """Reads which model embeddings are of: `name`, `sha256`, `complete` and `Speed`'s fields.
-
-    Args:
-        folder: The folder of the embeddings.
-
-    Returns:
-        The content of model.json; None if `EmbeddingsWriter` did not write the embeddings.
-    """
-    path = Path(folder) / MODEL_FILE
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+def _exit(number: int, frame: FrameType | None) -> None:
+    # Not through the logger: the signal may have interrupted it, and it would wait for itself.
+    os.write(2, b"SIGTERM: the embeddings are incomplete; the same command computes them again.\n")
+    sys.exit(128 + number)
 
 
-def _identify(network: nn.Module, datasets: list[Any], with_tiles: bool) -> dict[str, Any]:
-    """Describes all that determines the embeddings: weights, transforms and tiles."""
-    identity: dict[str, Any] = {
+def _write(write: Callable[..., None], *args: Any) -> None:
+    """Writes embeddings in a process of its own, until its parent ends, however that ends."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a fork has the handlers of its parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the whole group; the parent acts on it
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    write(*args)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
+
+
+def _identify(network: nn.Module, datasets: list[Any]) -> dict[str, Any]:
+    """Describes the model and its input: weights and transforms."""
+    return {
         "name": _name(network),
         # Without eva's wrapper, which adds to the tensors' names.
         "sha256": hash_tensors(getattr(network, "model", network)),
         "transforms": [repr(image_transforms(dataset)) for dataset in datasets],
     }
-    if with_tiles:  # only then are the datasets set up
-        identity["tiles"] = [_hash_names(dataset) for dataset in datasets]
-    return identity
-
-
-def _hash_names(dataset: Any) -> str:
-    digest = hashlib.sha256()
-    for index in range(len(dataset)):
-        digest.update(f"{dataset.filename(index)}\n".encode())
-    return f"{len(dataset)} {digest.hexdigest()}"
 
 
 def _name(network: nn.Module) -> str:

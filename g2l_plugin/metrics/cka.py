@@ -23,10 +23,17 @@ _BATCH_SIZE = 8192
 CKA = MetricFamily(
     key="cka",
     title="CKA with the teacher",
-    about="Linear centred kernel alignment of the embeddings with the teacher's; the teacher has 1 "
-    "and is not ranked.",
-    pattern="LinearCKA",
+    about="Unbiased linear centred kernel alignment of the embeddings with the teacher's: 0 for "
+    "unrelated ones. The teacher has 1 and is not ranked.",
+    pattern="LinearCKAUnbiased",
     column="CKA with the teacher",
+)
+BIASED_CKA = MetricFamily(
+    key="biased_cka",
+    title="Biased CKA with the teacher",
+    about="The estimator of the published values, shown next to them only: with few tiles and many "
+    "features it is near 1 even for unrelated embeddings.",
+    pattern="LinearCKA",
 )
 
 
@@ -69,7 +76,7 @@ def cka_between(a: Embeddings, b: Embeddings, device: str = "auto") -> dict[str,
         `LinearCKA` as in `linear_cka`, and `LinearCKAUnbiased` as in `LinearCKA(unbiased=True)`.
 
     Raises:
-        UserError: The tiles differ.
+        UserError: The tiles differ, or their images.
     """
     order_a, order_b = np.argsort(a.names), np.argsort(b.names)
     if not np.array_equal(a.names[order_a], b.names[order_b]):
@@ -79,6 +86,11 @@ def cka_between(a: Embeddings, b: Embeddings, device: str = "auto") -> dict[str,
             f"CKA needs embeddings of the same tiles. Of {len(a):,} and {len(b):,} tiles, "
             f"{only_a:,} are only in the first and {only_b:,} only in the second. Compute both on "
             "one dataset."
+        )
+    if a.images and b.images and a.images != b.images:
+        raise UserError(
+            "CKA needs embeddings of the same images. These tiles have the same names, but their "
+            "files changed between the two embeddings. Compute the older ones again."
         )
     metric = LinearCKA(a.values.shape[1], b.values.shape[1]).to(choose_device(device))
     for start in tqdm(range(0, len(a), _BATCH_SIZE), "CKA", leave=False):
@@ -93,13 +105,16 @@ def cka_between(a: Embeddings, b: Embeddings, device: str = "auto") -> dict[str,
 
 
 def align(evaluated: Embeddings, teacher: Embeddings) -> MetricResult:
-    """Computes linear CKA with the teacher's embeddings; undefined if an encoder is constant."""
+    """Computes linear CKA with the teacher's embeddings; undefined of too few or equal ones."""
     values = cka_between(evaluated, teacher)
-    undefined = {
-        name: "all embeddings of one encoder are the same"
-        for name, value in values.items()
-        if np.isnan(value)
+    few = len(evaluated) < LEAST_TILES
+    reasons = {
+        "LinearCKA": "all embeddings of one encoder are the same",
+        "LinearCKAUnbiased": f"the unbiased estimator needs {LEAST_TILES} tiles"
+        if few
+        else "the embeddings of one encoder hardly differ",
     }
+    undefined = {name: reasons[name] for name, value in values.items() if np.isnan(value)}
     return MetricResult(
         {name: value for name, value in values.items() if name not in undefined}, undefined
     )

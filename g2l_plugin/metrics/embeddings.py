@@ -18,6 +18,7 @@ class Embeddings:
         names: Name of each tile, str (N,): unique, and the same for every encoder.
         groups: Metadata of each tile, str (N,), by name: `patient`, `slide`, `centre`, ...
         split: Split of the task: `train`, `val` or `test`; empty if unknown or several.
+        images: Fingerprint of the tiles' images, the same for every encoder; empty if unknown.
     """
 
     values: np.ndarray
@@ -25,6 +26,7 @@ class Embeddings:
     names: np.ndarray
     groups: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     split: str = ""
+    images: str = ""
 
     def __len__(self) -> int:
         return len(self.values)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import re
 
-from g2l_plugin.metrics.cka import CKA
+from g2l_plugin.metrics.cka import BIASED_CKA, CKA
 from g2l_plugin.metrics.knn import KNN
 from g2l_plugin.metrics.metric import MetricFamily
 from g2l_plugin.metrics.plism import COSINE, RETRIEVAL
 from g2l_plugin.metrics.probe import LOGISTIC
 from g2l_plugin.metrics.robustness import PATHOROB, ROBUSTNESS
 
-FAMILIES = (KNN, LOGISTIC, ROBUSTNESS, PATHOROB, COSINE, RETRIEVAL, CKA)
+FAMILIES = (KNN, LOGISTIC, ROBUSTNESS, PATHOROB, COSINE, RETRIEVAL, CKA, BIASED_CKA)
 """All families, in the order of their tables."""
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from sklearn.metrics import recall_score
 from typing_extensions import override
@@ -9,7 +11,7 @@ from typing_extensions import override
 from g2l_plugin.errors import UserError
 from g2l_plugin.metrics.bootstrap import bootstrap_interval
 from g2l_plugin.metrics.embeddings import Embeddings
-from g2l_plugin.metrics.metric import EmbeddingMetric, MetricFamily, MetricResult
+from g2l_plugin.metrics.metric import EmbeddingMetric, MetricFamily, MetricResult, check_classes
 from g2l_plugin.metrics.neighbours import Distance, nearest
 
 KNN = MetricFamily(
@@ -53,12 +55,23 @@ class KNNVoting(EmbeddingMetric):
             distance: `cosine` or `euclidean`.
             temperature: A vote weighs exp(cosine / temperature); None gives all votes equal weight.
             device: Where to compute; `auto` uses a CUDA device if there is one.
+
+        Raises:
+            UserError: k is below 1, or the temperature is not above 0 or is used with a distance
+                other than cosine.
         """
+        _check_settings(k, distance, temperature)
         self.k, self.distance, self.temperature, self.device = k, distance, temperature, device
+
+    @property
+    @override
+    def names(self) -> Sequence[str]:
+        return ["KNNAccuracy", "KNNBalancedAccuracy"]
 
     @override
     def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
         labels = evaluated.labels
+        check_classes(train.labels, labels)
         scores = knn_scores(
             train.values,
             train.labels,
@@ -119,11 +132,7 @@ def knn_scores(
         UserError: There are fewer than k training tiles, or the temperature is not above 0 or is
             used with a distance other than cosine.
     """
-    if temperature is not None and (distance != "cosine" or temperature <= 0):
-        raise UserError(
-            f"Got temperature {temperature} with distance {distance}. Expected a temperature above "
-            "0 with distance cosine; set `temperature: null` for votes of equal weight."
-        )
+    _check_settings(k, distance, temperature)
     indices, similarities = nearest(
         embeddings, train_embeddings, k, distance, device=device, description="kNN voting"
     )
@@ -133,6 +142,16 @@ def knn_scores(
     votes = np.zeros((len(embeddings), n_classes), np.float32)
     np.add.at(votes, (np.arange(len(embeddings))[:, None], train_labels[indices]), weights)
     return votes / votes.sum(1, keepdims=True)
+
+
+def _check_settings(k: int, distance: Distance, temperature: float | None) -> None:
+    if k < 1:
+        raise UserError(f"k is {k}. Expected 1 or more tiles that vote (KNN_K).")
+    if temperature is not None and (distance != "cosine" or temperature <= 0):
+        raise UserError(
+            f"Got temperature {temperature} with distance {distance}. Expected a temperature above "
+            "0 with distance cosine; set `temperature: null` for votes of equal weight."
+        )
 
 
 def knn_accuracy(

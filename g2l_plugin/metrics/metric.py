@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,11 @@ class MetricResult:
 class EmbeddingMetric(abc.ABC):
     """A metric that judges an encoder by its embeddings."""
 
+    @property
+    def names(self) -> Sequence[str]:
+        """Names of the values, for a report of why they are undefined."""
+        return [type(self).__name__]
+
     @abc.abstractmethod
     def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
         """Computes the metric.
@@ -77,23 +82,36 @@ def compute_all(
 ) -> MetricResult:
     """Computes several metrics and merges their results.
 
+    A metric that can't be computed on these tiles is undefined, and the others are computed: their
+    embeddings may have taken hours.
+
     Args:
         metrics: The metrics.
         train: Embeddings of the training split.
         evaluated: Embeddings of the evaluated split.
-
-    Raises:
-        UserError: A metric can't be computed, or the training split lacks an evaluated class.
     """
-    if unknown := sorted(set(evaluated.labels) - set(train.labels)):
-        raise UserError(
-            f"The evaluated split has the classes {', '.join(map(str, unknown))}, but the training "
-            "split has not. Check the `split` column, or MAX_TILES."
-        )
-    result = merge([metric.compute(train, evaluated) for metric in metrics])
+    result = merge(_compute_or_say_why_not(metric, train, evaluated) for metric in metrics)
     for name, reason in result.undefined.items():
         logger.warning(f"{name} is undefined: {reason}")
     return result
+
+
+def _compute_or_say_why_not(
+    metric: EmbeddingMetric, train: Embeddings, evaluated: Embeddings
+) -> MetricResult:
+    try:
+        return metric.compute(train, evaluated)
+    except UserError as error:
+        return MetricResult({}, dict.fromkeys(metric.names, str(error)))
+
+
+def check_classes(train: np.ndarray, evaluated: np.ndarray) -> None:
+    """Raises a UserError if evaluated tiles have a class (M,) that no training tile (N,) has."""
+    if unknown := sorted(set(evaluated.tolist()) - set(train.tolist())):
+        raise UserError(
+            f"No training tile has class {', '.join(map(str, unknown))}, but evaluated tiles have. "
+            "Check the `split` column and MAX_TILES, or leave these tiles out."
+        )
 
 
 def merge(results: Iterable[MetricResult]) -> MetricResult:

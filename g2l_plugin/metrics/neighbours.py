@@ -129,6 +129,20 @@ def _largest(matrix: torch.Tensor, k: int) -> tuple[torch.Tensor, torch.Tensor]:
     return columns.gather(1, order), values.gather(1, order)
 
 
+def n_available(n_references: int, groups: tuple[np.ndarray, np.ndarray] | None = None) -> int:
+    """Largest k that every query has: the references outside its group, at least.
+
+    Args:
+        n_references: Number of references.
+        groups: Groups of the queries (M,) and of the references (N,), names or numbers.
+    """
+    if groups is None or not len(groups[0]):
+        return n_references
+    queries, references = _common_codes(*groups)
+    counts = np.bincount(references, minlength=queries.max() + 1)
+    return n_references - int(counts[queries].max())
+
+
 def _common_codes(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Numbers the group names, the same name alike in both arrays."""
     _, codes = np.unique(np.concatenate([a, b]), return_inverse=True)
@@ -138,10 +152,7 @@ def _common_codes(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def _check_available(
     k: int, n_references: int, groups: tuple[np.ndarray, np.ndarray] | None
 ) -> None:
-    available = n_references
-    if groups is not None and len(groups[0]):
-        counts = np.bincount(groups[1], minlength=groups[0].max() + 1)
-        available -= int(counts[groups[0]].max())
+    available = n_available(n_references, groups)
     if not 1 <= k <= available:
         others = "" if groups is None else " outside a tile's own group"
         raise UserError(

@@ -83,14 +83,18 @@ class MatchedRobustness(EmbeddingMetric):
                 f"The numbers of nearest tiles are {list(k)}. Expected e.g. `k: [1, 10]`."
             )
         self.k, self.device = sorted(set(k)), device
+        self._metrics = ["CosineSimilarity", *(f"Top{k}Accuracy" for k in self.k)]
+
+    @property
+    @override
+    def names(self) -> Sequence[str]:
+        return [f"{metric}/{kind}" for kind in _KINDS for metric in self._metrics]
 
     @override
     def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
-        metrics = ["CosineSimilarity", *(f"Top{k}Accuracy" for k in self.k)]
         if missing := [name for name in _GROUPS if name not in evaluated.groups]:
             reason = f"the {' and the '.join(missing)} of the tiles is unknown"
-            names = [f"{metric}/{kind}" for kind in _KINDS for metric in metrics]
-            return MetricResult({}, dict.fromkeys(names, reason))
+            return MetricResult({}, dict.fromkeys(self.names, reason))
         check_values(evaluated.values, "cosine")
         pairs = self._compare(evaluated, _slides_of(evaluated))
         matched = [pair for pair in pairs if pair.n_matched]
@@ -99,12 +103,12 @@ class MatchedRobustness(EmbeddingMetric):
             of_kind = [pair for pair in matched if kind in ("all", pair.kind)]
             if not of_kind:
                 reason = f"no two slides {meaning} have a tile of the same location"
-                result.undefined.update({f"{metric}/{kind}": reason for metric in metrics})
+                result.undefined.update({f"{metric}/{kind}": reason for metric in self._metrics})
                 continue
             sums, counts = (
                 np.stack([getattr(pair, name) for pair in of_kind]) for name in ("sums", "counts")
             )
-            for index, metric in enumerate(metrics):
+            for index, metric in enumerate(self._metrics):
                 statistic = _median(sums[:, index], counts)
                 interval = bootstrap_interval(statistic, np.arange(counts.shape[1]))
                 result.values[f"{metric}/{kind}"] = interval.value

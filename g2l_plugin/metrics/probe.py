@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
+import torch
+import torch.nn.functional as F
 from loguru import logger
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
@@ -14,7 +18,7 @@ from typing_extensions import override
 from g2l_plugin.errors import UserError
 from g2l_plugin.metrics.bootstrap import bootstrap_interval
 from g2l_plugin.metrics.embeddings import Embeddings
-from g2l_plugin.metrics.metric import EmbeddingMetric, MetricFamily, MetricResult
+from g2l_plugin.metrics.metric import EmbeddingMetric, MetricFamily, MetricResult, check_classes
 
 LOGISTIC = MetricFamily(
     key="logistic",
@@ -29,28 +33,48 @@ LOGISTIC = MetricFamily(
 class LogisticProbe(EmbeddingMetric):
     """Logistic regression: `LogisticAccuracy`, `LogisticBalancedAccuracy`, `LogisticAUROC`.
 
-    Source: UNI's protocol (Chen et al. 2024, arXiv 2308.15474) as in its published code: L-BFGS
-    with at most 1,000 iterations, and scikit-learn's parameter C = M K / 100 for embeddings of
-    width M and K classes. That is an L2 coefficient of 100 / (M K) on the sum of the losses. The
-    AUROC is one class against the rest, averaged over classes if there are more than two (UNI
-    averages over pairs of classes).
+    Source: UNI (Chen et al. 2024, arXiv 2308.15474): L-BFGS with at most 1,000 iterations on
+    embeddings that are not standardised, and a coefficient of 100 / (M K) for embeddings of width M
+    and K classes. Its published code has two solvers, with objectives that differ:
+
+    - `scikit-learn`, the default here and an option there: the sum of the losses plus the
+      coefficient times half the squared norm of the weights (C = M K / 100).
+    - `uni`, the default there: the mean of the losses plus the coefficient times half the norm, not
+      squared, from zero weights. Set it to compare with figures of UNI's code.
+
+    UNI's code also trains on the validation tiles; here only `train` does. The AUROC is one class
+    against the rest, averaged over classes if there are more than two (UNI averages over pairs of
+    classes).
     """
 
-    def __init__(self, max_iter: int = 1000, l2: float | None = None) -> None:
+    def __init__(
+        self,
+        max_iter: int = 1000,
+        l2: float | None = None,
+        solver: Literal["scikit-learn", "uni"] = "scikit-learn",
+    ) -> None:
         """Initializes the metric.
 
         Args:
             max_iter: Maximum number of L-BFGS iterations.
-            l2: L2 coefficient, above 0; None uses 100 / (width x classes).
+            l2: Coefficient of the penalty, above 0; None uses 100 / (width x classes).
+            solver: `scikit-learn` or `uni`.
 
         Raises:
-            UserError: The L2 coefficient is not above 0.
+            UserError: The coefficient is not above 0, or the solver is unknown.
         """
+        if solver not in _SOLVERS:
+            raise UserError(f"The solver is {solver!r}. Expected {' or '.join(_SOLVERS)}.")
         if l2 is not None and l2 <= 0:
             raise UserError(
                 f"The L2 coefficient is {l2}. Expected one above 0, or null for UNI's default."
             )
-        self.max_iter, self.l2 = max_iter, l2
+        self.max_iter, self.l2, self.solver = max_iter, l2, solver
+
+    @property
+    @override
+    def names(self) -> Sequence[str]:
+        return ["LogisticAccuracy", "LogisticBalancedAccuracy", "LogisticAUROC"]
 
     @override
     def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
@@ -59,7 +83,12 @@ class LogisticProbe(EmbeddingMetric):
         n_classes = int(train.labels.max()) + 1
         n_present = len(np.unique(train.labels))
         l2 = 100 / (train.values.shape[1] * n_present) if self.l2 is None else self.l2
-        model, converged = _fit(train, l2, self.max_iter)
+        model, converged = _SOLVERS[self.solver](train, l2, self.max_iter)
+        if not converged:
+            logger.warning(
+                f"Logistic regression did not converge in {int(model.n_iter_.max()):,} iterations. "
+                "Its values come from the last iteration; raise `max_iter` for better ones."
+            )
         scores = np.zeros((len(labels), n_classes), np.float32)
         scores[:, model.classes_] = model.predict_proba(evaluated.values)
         predicted = scores.argmax(1)
@@ -83,6 +112,7 @@ class LogisticProbe(EmbeddingMetric):
             intervals["LogisticAUROC"] = auroc.ends()
         details = {
             "l2": l2,
+            "solver": self.solver,
             "max_iter": self.max_iter,
             "iterations": int(model.n_iter_.max()),
             "converged": converged,
@@ -96,29 +126,54 @@ class LogisticProbe(EmbeddingMetric):
 
 
 def _check_classes(train: np.ndarray, evaluated: np.ndarray) -> None:
-    if unknown := sorted(set(evaluated.tolist()) - set(train.tolist())):
-        raise UserError(
-            f"No training tile has class {', '.join(map(str, unknown))}, but evaluated tiles have. "
-            "Provide a training split with all classes, or leave these tiles out."
-        )
+    check_classes(train, evaluated)
     if len(np.unique(train)) < 2:
         raise UserError(
             f"All {len(train):,} training tiles have the same class. Logistic regression needs two."
         )
 
 
-def _fit(train: Embeddings, l2: float, max_iter: int) -> tuple[LogisticRegression, bool]:
+def _fit_scikit_learn(
+    train: Embeddings, l2: float, max_iter: int
+) -> tuple[LogisticRegression, bool]:
     model = LogisticRegression(C=1 / l2, max_iter=max_iter)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         model.fit(train.values, train.labels)
     converged = not any(issubclass(warning.category, ConvergenceWarning) for warning in caught)
-    if not converged:
-        logger.warning(
-            f"Logistic regression did not converge in {int(model.n_iter_.max()):,} iterations. "
-            "Its values come from the last iteration; raise `max_iter` for better ones."
-        )
     return model, converged
+
+
+def _fit_uni(train: Embeddings, l2: float, max_iter: int) -> tuple[LogisticRegression, bool]:
+    """Fits in single precision, as UNI's code does; the result predicts as scikit-learn's do."""
+    classes, targets = np.unique(train.labels, return_inverse=True)
+    with torch.inference_mode(False), torch.enable_grad():  # eva tests without gradients
+        values, labels = torch.from_numpy(train.values).float(), torch.from_numpy(targets)
+        layer = torch.nn.Linear(values.shape[1], len(classes))
+        for parameter in layer.parameters():
+            torch.nn.init.zeros_(parameter)
+        optimizer = torch.optim.LBFGS(
+            layer.parameters(), max_iter=max_iter, line_search_fn="strong_wolfe"
+        )
+
+        def objective() -> torch.Tensor:
+            optimizer.zero_grad()
+            loss = F.cross_entropy(layer(values), labels) + l2 * layer.weight.norm() / 2
+            loss.backward()
+            return loss
+
+        optimizer.step(objective)  # type: ignore[arg-type]
+    n_iter = optimizer.state_dict()["state"][0]["n_iter"]
+    model = LogisticRegression()
+    model.classes_, model.n_iter_ = classes, np.array([n_iter])
+    model.coef_ = layer.weight.detach().numpy()
+    model.intercept_ = layer.bias.detach().numpy()
+    if len(classes) == 2:  # scikit-learn keeps one row for two classes: the difference
+        model.coef_, model.intercept_ = np.diff(model.coef_, axis=0), np.diff(model.intercept_)
+    return model, n_iter < max_iter
+
+
+_SOLVERS = {"scikit-learn": _fit_scikit_learn, "uni": _fit_uni}
 
 
 class Auroc:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from g2l_plugin.errors import UserError
 from g2l_plugin.metrics.bootstrap import bootstrap_interval
 from g2l_plugin.metrics.embeddings import Embeddings
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricFamily, MetricResult
-from g2l_plugin.metrics.neighbours import Distance, nearest
+from g2l_plugin.metrics.neighbours import Distance, n_available, nearest
 
 _KINDS = ("SS", "SO", "OS", "OO")
 _INDICES = ("RobustnessIndex", "PathoROBIndex")
@@ -79,21 +80,25 @@ class RobustnessIndex(EmbeddingMetric):
             device: Where to compute; `auto` uses a CUDA device if there is one.
 
         Raises:
-            UserError: No k is given.
+            UserError: No k is given, or one below 1.
         """
-        if not k:
+        if not k or min(k) < 1:
             raise UserError(
-                "The robustness index needs numbers of neighbours. Set e.g. `k: [5, 10]`."
+                f"The robustness index needs numbers of neighbours above 0, but k is {list(k)}. "
+                "Set e.g. `k: [5, 10]`."
             )
         self.k, self.centre, self.exclude = sorted(set(k)), centre, tuple(exclude)
         self.distance, self.device = distance, device
 
+    @property
+    @override
+    def names(self) -> Sequence[str]:
+        return self._names(self.k)
+
     @override
     def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
         if reason := self._why_undefined(evaluated):
-            return MetricResult(
-                {}, {f"{index}/k={k}": reason for index in _INDICES for k in self.k}
-            )
+            return MetricResult({}, dict.fromkeys(self.names, reason))
         excluded = next((name for name in self.exclude if name in evaluated.groups), None)
         if excluded is None and self.exclude:
             logger.warning(
@@ -102,10 +107,18 @@ class RobustnessIndex(EmbeddingMetric):
                 "index."
             )
         own = evaluated.names if excluded is None else evaluated.groups[excluded]
+        available = n_available(len(evaluated), (own, own))
+        ks = [k for k in self.k if k <= available]
+        undefined = dict.fromkeys(
+            self._names(set(self.k) - set(ks)),
+            f"a tile has only {available:,} others of another {excluded or 'name'}",
+        )
+        if not ks:
+            return MetricResult({}, undefined)
         indices, _ = nearest(
             evaluated.values,
             evaluated.values,
-            max(self.k),
+            max(ks),
             self.distance,
             exclude=(own, own),
             device=self.device,
@@ -119,7 +132,11 @@ class RobustnessIndex(EmbeddingMetric):
             evaluated.units,
         )
         settings = {"centre": self.centre, "exclude": excluded or "tile", "distance": self.distance}
-        return _summarise(counts, self.k, settings)
+        result = _summarise(counts, ks, settings)
+        return dataclasses.replace(result, undefined=result.undefined | undefined)
+
+    def _names(self, ks: Iterable[int]) -> list[str]:
+        return [f"{index}/k={k}" for index in _INDICES for k in sorted(ks)]
 
     def _why_undefined(self, evaluated: Embeddings) -> str | None:
         if self.centre not in evaluated.groups:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import importlib.resources
+import math
 import re
 from typing import Any
 
@@ -94,7 +95,7 @@ def _metadata(facts: CardFacts) -> ModelCardData:
             ("val/shared_neighbours", "10 nearest tiles shared with the teacher"),
             ("val/cosine", "cosine with the teacher, projected"),
         )
-        if name in facts.record.alignment
+        if math.isfinite(facts.record.alignment.get(name, math.nan))
     ]
     if facts.evaluation and (after := facts.evaluation["encoders"].get("student after")):
         results += [
@@ -150,6 +151,8 @@ def _alignment_rows(record: RunRecord) -> list[list[str]]:
 def _number(value: float | None) -> str:
     if value is None:
         return ""
+    if math.isnan(value):
+        return "undefined"
     return f"{value:.4f}" if abs(value) < 10 else f"{value:.1f}"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.resources
 import itertools
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -181,7 +182,8 @@ def _markdown_cell(cell: Cell, published: bool) -> str:
 
 
 def _escape_markdown(value: str) -> str:
-    return value.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;")
+    """Makes a label plain text in Markdown: no link, code, emphasis, tag or further line."""
+    return re.sub(r"([\\|*`\[\]])", r"\\\1", " ".join(value.split())).replace("<", "&lt;")
 
 
 class _IntervalScale:

@@ -43,6 +43,9 @@ _DIFFERENCE_COLUMNS = (
     "unit",
     "not_compared",
 )
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""What a cell starts with that spreadsheets take for a formula."""
+
 _PACKAGES = {
     "g2l_plugin": "g2l-plugin",
     "eva": "kaiko-eva",
@@ -129,8 +132,9 @@ def write_report(
         (folder / PAGE).write_text(render_page(report), encoding="utf-8")
         (folder / "report.md").write_text(render_markdown(report), encoding="utf-8")
         values = report.values[list(COLUMNS)].astype({"n_runs": "Int64"})
-        values.to_csv(folder / "report.csv", index=False)
-        _tabulate(report.differences).to_csv(folder / "differences.csv", index=False)
+        _without_formulas(values).to_csv(folder / "report.csv", index=False)
+        differences = _tabulate(report.differences)
+        _without_formulas(differences).to_csv(folder / "differences.csv", index=False)
         (folder / PLOTS).mkdir()
         for plot in report.plots:
             (folder / PLOTS / f"{plot.name}.svg").write_text(on_white(plot.svg), encoding="utf-8")
@@ -205,6 +209,16 @@ def _check_replaceable(folder: Path) -> None:
         f"{folder} holds other files than a report, and is not replaced. Give a folder that does "
         "not exist yet (g2l report RESULTS --output DIR)."
     )
+
+
+def _without_formulas(table: pd.DataFrame) -> pd.DataFrame:
+    """Marks texts that a spreadsheet would run as formulas: labels come from anyone's folders."""
+    texts = table.select_dtypes(exclude="number")
+    return table.assign(**{str(name): column.map(_as_text) for name, column in texts.items()})
+
+
+def _as_text(value: object) -> object:
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
 
 
 def _tabulate(differences: Sequence[Difference]) -> pd.DataFrame:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from g2l_plugin.metrics.cka import CKA
+from g2l_plugin.metrics.cka import BIASED_CKA, CKA
 from g2l_plugin.metrics.families import family_of, neighbours_of
 from g2l_plugin.metrics.metric import MetricFamily
 from g2l_plugin.metrics.plism import RETRIEVAL
@@ -131,12 +131,15 @@ def build_tables(values: pd.DataFrame) -> list[ResultTable]:
     """Builds a table per family of metrics, in the order of `REPORT_FAMILIES`.
 
     A task is shown on its test split if any model has one, else on val. If a metric was computed at
-    several k, the table shows the largest.
+    several k, the table shows the largest. Biased CKA is shown where a published value is only.
 
     Args:
         values: Values of the sessions and published ones, from `pool_values` and
             `published_values`.
     """
+    biased = values["family"] == BIASED_CKA
+    compared = values.loc[biased & values["published"], "task"]
+    values = values[~biased | values["task"].isin(compared)]
     families = list(dict.fromkeys(values.loc[~values["published"], "family"].dropna()))
     order = {family: index for index, family in enumerate(REPORT_FAMILIES)}
     families.sort(key=lambda family: order.get(family, len(order)))
@@ -202,7 +205,7 @@ def _ranks(family: MetricFamily, values: list[dict[str, Any] | None]) -> dict[fl
         for value in values
         if value
         and not math.isnan(value["mean"])
-        and not (family is CKA and value["mean"] >= ITSELF)
+        and not (family in (CKA, BIASED_CKA) and value["mean"] >= ITSELF)
     ]
     best = sorted(set(means), reverse=True)[:2]
     return {mean: rank for rank, mean in enumerate(best, 1)} if len(means) > 1 else {}

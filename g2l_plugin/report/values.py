@@ -125,7 +125,7 @@ def _pool(sessions: list[Session], split: str) -> Iterator[dict[str, Any]]:
 
 def _table_family(metric: str) -> MetricFamily | None:
     """The family whose table shows a metric that is not of eva's head; None if no table does."""
-    if metric in _MINOR or metric.endswith("Unbiased"):
+    if metric in _MINOR:
         return None
     name = metric.partition("/")[0]
     return family_of(metric) or MetricFamily(

@@ -138,7 +138,7 @@ def test_a_checkpoint_of_another_student_is_refused(make_module):
 def test_a_run_is_resumed_with_its_own_teacher_only(make_module, tmp_path):
     module = make_module()
     module.configure_model()
-    record = {"tiles_seen": 8, "seconds": 1.5, "ending": ""}
+    record = {"tiles_seen": 8, "seconds": 1.5, "ending": "", "objective": "any"}
     record |= {"start": {}, "alignment": {}, "change": {}}
     provenance = dataclasses.asdict(module.teacher.provenance)
     checkpoint = {

@@ -47,11 +47,45 @@ def test_tiles_of_a_manifest_in_two_classes(tmp_path):
     (found,) = tmp_path.glob("logs/**/run_0/metrics/test.json")
     assert json.loads(found.read_text())["n_units"] == 2
 
+    cut = root / "9" / "57.png"
+    cut.write_bytes(cut.read_bytes()[:300])
+    result = run_eva("predict_fit", CONFIGS / "idc.yaml", tmp_path, **MODEL, RESIZE_DIM=32)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("error: Tile data/idc/9/57.png cannot be read"), last
+
     (root / "0" / "3.png").unlink()
     result = run_eva("predict_fit", CONFIGS / "idc.yaml", tmp_path, **MODEL)
     assert result.returncode == 1
     last = result.stderr.splitlines()[-1]
     assert last.startswith("error: ") and "3.png" in last, last
+
+
+def last_line(tmp_path, config, **environment):
+    """The error that an evaluation ends with."""
+    result = run_eva("predict_fit", CONFIGS / config, tmp_path, **environment)
+    assert result.returncode == 1
+    assert "Traceback" not in result.stderr
+    return result.stderr.splitlines()[-1]
+
+
+def test_what_is_wrong_with_a_benchmark_is_said_in_a_line(tmp_path):
+    photos = tmp_path / "bach" / "ICIAR2018_BACH_Challenge" / "Photos"
+    for name in ("Benign", "InSitu", "Invasive", "Normal"):
+        (photos / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32)).save(photos / name / "1.tif")
+    root = tmp_path / "bach"
+    assert last_line(tmp_path, "bach.yaml", DATA_ROOT=root).startswith(
+        f"error: BACH in {root} is incomplete: images of its 268"
+    )
+    missing = last_line(tmp_path, "bach.yaml", DATA_ROOT=tmp_path / "none")
+    assert missing.startswith(f"error: BACH: Dataset not found at '{tmp_path / 'none'}'")
+    typo = last_line(tmp_path, "bach.yaml", MODEL_NAME="pathology/kaiko_vits61")
+    assert typo.startswith("error: eva has no backbone 'pathology/kaiko_vits61' (MODEL_NAME). Near")
+    assert "pathology/kaiko_vits16" in typo
+    offline = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy")}
+    no_network = last_line(tmp_path, "panda.yaml", **offline, EVA_HOME=tmp_path)
+    assert no_network.startswith("error: PANDA: <urlopen error"), no_network
 
 
 def test_slides_of_a_manifest(tmp_path, write_slide):

@@ -32,7 +32,7 @@ def test_the_student_learns_and_a_table_says_so(run):
     )
     assert teacher["KNNAccuracy"] > 0.95
     assert after["KNNAccuracy"] > before["KNNAccuracy"] + 0.1
-    assert after["LinearCKA"] > before["LinearCKA"] + 0.3
+    assert after["LinearCKAUnbiased"] > before["LinearCKAUnbiased"] + 0.3
     assert after["PathoROBIndex/k=20"] > before["PathoROBIndex/k=20"]
     for values in (teacher, before, after):
         for name in report["columns"]:
@@ -82,8 +82,8 @@ def test_the_whole_loop_teacher_start_student_and_a_rival(run, folder):
     }
     assert found["student"]["MulticlassAccuracy"] > 0.5
     assert found["teacher"]["KNNAccuracy"] > found["start"]["KNNAccuracy"]
-    assert found["student"]["LinearCKA"] > found["start"]["LinearCKA"]
-    assert "LinearCKA" not in found["rival"]
+    assert found["student"]["LinearCKAUnbiased"] > found["start"]["LinearCKAUnbiased"]
+    assert "LinearCKAUnbiased" not in found["rival"]
 
     report = run_g2l("report", folder / "logs", "--output", folder / "report")
     assert report.returncode == 0, report.stderr

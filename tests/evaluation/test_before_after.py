@@ -20,7 +20,7 @@ def test_a_short_table_has_one_column_per_family_at_the_largest_k():
     assert list(headline(results).items()) == [
         ("KNNAccuracy", "kNN accuracy"),
         ("LogisticAUROC", "logistic AUROC"),
-        ("LinearCKA", "CKA with the teacher"),
+        ("LinearCKAUnbiased", "CKA with the teacher"),
         ("RobustnessIndex/k=20", "robustness index (k=20)"),
         ("PathoROBIndex/k=20", "PathoROB index (k=20)"),
     ]

@@ -14,6 +14,7 @@ from g2l_plugin.evaluation.embedding_metrics import CKA, EmbeddingMetrics
 from g2l_plugin.metrics.cka import align
 from g2l_plugin.metrics.knn import KNNVoting
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, merge
+from g2l_plugin.metrics.probe import LogisticProbe
 from g2l_plugin.metrics.robustness import RobustnessIndex
 
 MODEL = {"name": "hf-hub:org/name", "sha256": "ab" * 32, "complete": True, "parameters": 7}
@@ -104,6 +105,20 @@ def test_metrics_are_logged_and_written_with_their_model(compute_on, tmp_path):
     assert table["slide"].tolist() == [str(number // 4) for number in range(24, 36)]
 
 
+def test_class_names_in_another_order_than_the_labels_are_refused_before_embedding(tmp_path):
+    callback = EmbeddingMetrics(str(tmp_path), "idc", [], classes=["no_idc", "idc"])
+    dataset = SimpleNamespace(classes=["idc", "no_idc"])
+    data = SimpleNamespace(datasets=SimpleNamespace(predict=[dataset]))
+    with pytest.raises(UserError, match="classes no_idc, idc, and the dataset has idc, no_idc"):
+        callback.setup(SimpleNamespace(datamodule=data), None, "predict")
+
+
+def test_a_label_that_leaves_its_folder_is_refused():
+    with pytest.raises(UserError, match="label is '../up' .MODEL_LABEL."):
+        EmbeddingMetrics("embeddings", "task", [], model_label="../up")
+    EmbeddingMetrics("embeddings", "task", [], model_label="pathology/my..model")
+
+
 def test_runs_of_one_session_compute_once(compute_on, tmp_path):
     metric = Counting()
     callback = EmbeddingMetrics(str(save(tmp_path / "embeddings")), "task", [metric])
@@ -141,6 +156,13 @@ def test_cka_is_with_the_teachers_embeddings_of_the_same_tiles(compute_on, tmp_p
     assert itself["test/LinearCKA"] == pytest.approx(1)
 
 
+def test_cka_with_a_teachers_embeddings_of_other_images_is_refused(tmp_path):
+    embeddings = read_embeddings(save(tmp_path / "embeddings"), "val")
+    student, teacher = (dataclasses.replace(embeddings, images=images) for images in ("1", "2"))
+    with pytest.raises(UserError, match="same images"):
+        align(student, teacher)
+
+
 def test_cka_of_a_constant_embedding_is_undefined(tmp_path):
     embeddings = read_embeddings(save(tmp_path / "embeddings"), "val")
     constant = dataclasses.replace(embeddings, values=np.ones_like(embeddings.values))
@@ -148,18 +170,23 @@ def test_cka_of_a_constant_embedding_is_undefined(tmp_path):
     assert result.values == {} and set(result.undefined) == {"LinearCKA", "LinearCKAUnbiased"}
 
 
-def test_a_class_that_is_not_trained_on_is_an_error(compute_on, tmp_path):
-    root = save(tmp_path / "embeddings", test_label=5)
-    with pytest.raises(
-        UserError, match="The evaluated split has the classes 5, but the training split"
-    ):
-        compute_on(EmbeddingMetrics(str(root), "task", [KNNVoting(3)]))
-
-
-def test_more_neighbours_than_tiles_are_an_error(compute_on, tmp_path):
-    root = save(tmp_path / "embeddings")
-    with pytest.raises(UserError, match="13"):
-        compute_on(EmbeddingMetrics(str(root), "task", [KNNVoting(13)]))
+@pytest.mark.parametrize(
+    ("metric", "options", "reason"),
+    [
+        (KNNVoting(3), {"test_label": 5}, "No training tile has class 5"),
+        (LogisticProbe(), {"test_label": 5}, "No training tile has class 5"),
+        (KNNVoting(13), {}, "k is 13, but there are 12 embeddings"),
+    ],
+)
+def test_a_metric_that_cannot_be_computed_is_undefined_and_the_rest_is_kept(
+    compute_on, tmp_path, metric, options, reason
+):
+    root = save(tmp_path / "embeddings", **options)
+    logged, folder = compute_on(EmbeddingMetrics(str(root), "task", [metric, Counting()]))
+    assert set(logged) == {"test/Tiles", "test/Train"}
+    undefined = json.loads((folder / "test.json").read_text())["undefined"]
+    assert set(undefined) == set(metric.names)
+    assert all(text.startswith(reason) for text in undefined.values())
 
 
 def test_a_group_whose_pattern_matches_no_name_is_ignored(compute_on, tmp_path):

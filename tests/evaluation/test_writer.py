@@ -1,6 +1,11 @@
 import functools
 import json
+import multiprocessing
+import os
 import shutil
+import signal
+import subprocess
+import sys
 import warnings
 
 import pytest
@@ -13,13 +18,13 @@ from torch import nn
 
 from g2l_plugin.encoders.weights import hash_tensors
 from g2l_plugin.errors import UserError
-from g2l_plugin.evaluation.embedding_files import read_embeddings
-from g2l_plugin.evaluation.writer import EmbeddingsWriter, read_model
+from g2l_plugin.evaluation.embedding_files import read_embeddings, read_model
+from g2l_plugin.evaluation.writer import EmbeddingsWriter
 
 
 class Tiles(MapDataset):
-    def __init__(self, n=6, mean=(0.5, 0.5, 0.5)):
-        self.n = n
+    def __init__(self, n=6, mean=(0.5, 0.5, 0.5), flip=0, shade=0):
+        self.n, self.flip, self.shade = n, flip, shade
         self._transforms = ResizeAndCrop(8, mean, (0.5, 0.5, 0.5))
 
     def __len__(self):
@@ -29,8 +34,9 @@ class Tiles(MapDataset):
         return f"{self.n}/{index}.png"
 
     def __getitem__(self, index):
-        image = torch.full((3, 8, 8), index, dtype=torch.uint8)
-        return self._transforms(image), torch.tensor(index % 2), {"centre": "ab"[index % 2]}
+        image = torch.full((3, 8, 8), index + self.shade, dtype=torch.uint8)
+        kind = (index + self.flip) % 2
+        return self._transforms(image), torch.tensor(kind), {"centre": "ab"[kind]}
 
 
 class Backbone(nn.Module):
@@ -109,6 +115,95 @@ def test_embeddings_equal_evas_and_identify_their_model(written):
 def test_existing_embeddings_are_not_computed_again(predict):
     assert predict(Backbone()).calls == 0
     predict(Backbone(), function="fit")
+
+
+class Failing(Backbone):
+    """Fails on the second batch, or in `fail`."""
+
+    def fail(self):
+        raise AssertionError("Input height (33) doesn't match model (32).")
+
+    def forward(self, images):
+        if self.calls:
+            self.fail()
+        return super().forward(images)
+
+
+def test_an_error_while_tiles_are_embedded_ends_the_writing_process(tmp_path):
+    with pytest.raises(UserError, match="tiles of 3 x 8 x 8 .Input height .33. doesn't match"):
+        run(tmp_path, Failing())
+    assert not multiprocessing.active_children()
+    assert run(tmp_path, Backbone()).calls  # what is there is incomplete, and computed again
+
+
+def test_sigterm_ends_the_run_and_the_writing_process(tmp_path, capfd):
+    before = signal.getsignal(signal.SIGTERM)
+    backbone = Failing()
+    backbone.fail = lambda: os.kill(os.getpid(), signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        run(tmp_path, backbone)
+    assert caught.value.code == 128 + signal.SIGTERM
+    assert not multiprocessing.active_children()
+    assert signal.getsignal(signal.SIGTERM) == before
+    assert "SIGTERM: the embeddings are incomplete" in capfd.readouterr().err
+
+
+def test_a_writing_process_that_ends_early_is_an_error(tmp_path):
+    backbone = Failing()
+
+    def kill_writer():
+        (writer,) = multiprocessing.active_children()
+        writer.kill()
+        writer.join()
+
+    backbone.fail = kill_writer
+    with pytest.raises(UserError, match="cannot be written to .*its process ended: -9"):
+        run(tmp_path, backbone)
+    assert not read_model(tmp_path / "embeddings")["complete"]
+
+
+def test_the_writing_process_ends_with_a_parent_that_is_killed(tmp_path):
+    code = """
+import multiprocessing, os, signal, sys
+from g2l_plugin.evaluation.writer import EmbeddingsWriter
+from torch import nn
+writer = EmbeddingsWriter(sys.argv[1], nn.Identity())
+writer._initialize_write_process()
+writer._write_process.start()
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, timeout=120
+    )
+    # The writer holds the pipe too: `run` returns when both are gone, else at its timeout.
+    assert result.returncode == -signal.SIGKILL
+
+
+def test_labels_and_metadata_of_kept_embeddings_are_read_anew(predict, tmp_path):
+    backbone = predict(Backbone(), [Tiles(6), Tiles(4, flip=1)])
+    assert backbone.calls == 0
+    read = read_embeddings(tmp_path / "embeddings", "val")
+    assert read.labels.tolist() == [1, 0, 1, 0]
+    assert read.groups["centre"].tolist() == ["b", "a", "b", "a"]
+    assert read.names.tolist() == [f"4/{index}.png" for index in range(4)]
+    assert read_embeddings(tmp_path / "embeddings", "train").labels.tolist() == [0, 1] * 3
+
+
+def test_class_names_of_kept_embeddings_are_read_anew(predict, tmp_path):
+    tiles = [Tiles(6), Tiles(4)]
+    tiles[0].classes = ["no", "yes"]
+    assert predict(Backbone(), tiles).calls == 0
+    assert read_model(tmp_path / "embeddings")["classes"] == ["no", "yes"]
+    assert read_model(tmp_path / "embeddings")["complete"]
+
+
+def test_other_images_under_the_same_names_are_embedded_anew(predict, tmp_path, warned):
+    backbone = predict(Backbone(), [Tiles(6), Tiles(4, shade=90)])
+    assert backbone.calls
+    assert any("image files have changed" in line for line in warned)
+    images = torch.stack([Tiles(4, shade=90)[index][0] for index in range(4)])
+    read = read_embeddings(tmp_path / "embeddings", "val")
+    torch.testing.assert_close(torch.from_numpy(read.values), backbone(images).detach())
 
 
 @pytest.mark.parametrize("function", ["predict", "fit"])

@@ -4,8 +4,8 @@ from g2l_plugin.metrics.families import FAMILIES, family_of, neighbours_of
 
 def test_a_name_belongs_to_the_family_whose_pattern_matches_all_of_it():
     assert family_of("KNNAccuracy") is knn.KNN
-    assert family_of("LinearCKA") is cka.CKA
-    assert family_of("LinearCKAUnbiased") is None
+    assert family_of("LinearCKAUnbiased") is cka.CKA
+    assert family_of("LinearCKA") is cka.BIASED_CKA
     assert family_of("KNNBalancedAccuracy") is None
     assert family_of("RobustnessIndex/k=20") is robustness.ROBUSTNESS
     assert family_of("Top10Accuracy/scanner") is plism.RETRIEVAL

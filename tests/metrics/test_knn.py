@@ -84,18 +84,22 @@ def test_the_metric_gives_accuracies_scores_settings_and_an_interval_over_patien
     assert 0 < ends["low"] < result.values["KNNAccuracy"] < ends["high"] < 1
 
 
-def test_a_class_of_only_one_split_has_its_column():
+def test_a_class_that_is_not_evaluated_has_its_column_and_one_not_trained_on_is_an_error():
     train, test = make(60, 0, n_classes=2), make(20, 1, n_classes=2)
-    test.labels[0] = 4
+    train.labels[0] = 4
+    with pytest.raises(UserError, match="No training tile has class 4"):
+        KNNVoting(k=3).compute(test, train)
     result = KNNVoting(k=3).compute(train, test)
     assert result.scores["knn"].shape == (20, 5)
-    assert not result.scores["knn"][:, 2:].any()
+    assert not result.scores["knn"][:, 2:4].any()
 
 
 def test_impossible_settings_are_an_error():
     train, test = make(10, 0), make(5, 1)
     with pytest.raises(UserError, match="k is 20, but there are 10 embeddings"):
         KNNVoting().compute(train, test)
+    with pytest.raises(UserError, match="k is 0"):
+        KNNVoting(k=0)
     with pytest.raises(UserError, match="temperature 0.07 with distance euclidean"):
         KNNVoting(k=3, distance="euclidean").compute(train, test)
     with pytest.raises(UserError, match="temperature 0 with distance cosine"):

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from loguru import logger
 from scipy.optimize import minimize
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 
 from g2l_plugin.errors import UserError
@@ -127,3 +127,29 @@ def test_a_fit_that_does_not_converge_is_warned_about_once_in_our_words():
         "Logistic regression did not converge in 2 iterations. Its values come from the last "
         "iteration; raise `max_iter` for better ones.\n"
     ]
+
+
+@pytest.mark.parametrize("n_classes", [2, 3])
+def test_unis_solver_reaches_the_least_of_its_objective(n_classes):
+    train, test = make(120, 0, n_classes), make(90, 1, n_classes)
+    result = LogisticProbe(solver="uni").compute(train, test)
+    width, names = train.values.shape[1], np.arange(n_classes)
+    l2 = 100 / (width * n_classes)
+    assert result.details["logistic"]["l2"] == l2 and result.details["logistic"]["converged"]
+
+    def objective(flat):
+        weights, bias = np.split(flat, [width * n_classes])
+        weights = weights.reshape(n_classes, width)
+        logits = train.values @ weights.T + bias
+        losses = logsumexp(logits, axis=1) - logits[np.arange(120), train.labels]
+        return losses.mean() + l2 / 2 * np.linalg.norm(weights)
+
+    start = np.random.default_rng(0).normal(size=(width + 1) * n_classes) * 0.1
+    weights, bias = np.split(minimize(objective, start, tol=1e-9).x, [width * n_classes])
+    expected = softmax(test.values @ weights.reshape(n_classes, width).T + bias, axis=1)
+    np.testing.assert_allclose(result.scores["logistic"][:, names], expected, atol=0.01)
+
+
+def test_an_unknown_solver_is_an_error():
+    with pytest.raises(UserError, match="solver is 'liblinear'. Expected scikit-learn or uni"):
+        LogisticProbe(solver="liblinear")

@@ -186,8 +186,25 @@ def test_uninformative_neighbours_leave_the_index_undefined():
     assert result.details["curves"]["PathoROBIndex"]["value"] == [None, None, None]
 
 
-def test_more_neighbours_than_tiles_are_an_error():
-    with pytest.raises(UserError, match="k is 80, but there are"):
-        measure(draw(0), k=[3, 80])
+def test_more_neighbours_than_tiles_leave_that_k_undefined():
+    embeddings = draw(0)
+    most = 80 - max(np.unique(embeddings.groups["slide"], return_counts=True)[1])
+    result = measure(embeddings, k=[3, most, most + 1])
+    assert set(result.undefined) == {
+        f"{index}/k={most + 1}" for index in ("RobustnessIndex", "PathoROBIndex")
+    }
+    assert f"only {most} others of another slide" in result.undefined[f"PathoROBIndex/k={most + 1}"]
+    assert result.values == measure(embeddings, k=[3, most]).values
+
+
+def test_tiles_of_one_patient_have_no_robustness():
+    embeddings = draw(0)
+    embeddings.groups["slide"][:] = "the only one"
+    result = measure(embeddings, k=[3, 5])
+    assert not result.values and len(result.undefined) == 4
+
+
+@pytest.mark.parametrize("k", [[], [0, 3]])
+def test_impossible_numbers_of_neighbours_are_an_error(k):
     with pytest.raises(UserError, match="needs numbers of neighbours"):
-        RobustnessIndex(k=[])
+        RobustnessIndex(k=k)

@@ -1,4 +1,5 @@
 import dataclasses
+import math
 
 import pytest
 from huggingface_hub import ModelCard
@@ -207,3 +208,12 @@ def test_a_student_that_is_worse_than_its_start_is_called_so():
     card = render_card(dataclasses.replace(FACTS, record=record))
     assert "further from its teacher than the weights it started from:** CKA" in card
     assert "further from its teacher" not in render_card(FACTS)
+
+
+def test_a_figure_that_is_no_number_is_not_in_the_metadata():
+    alignment = RECORD.alignment | {"val/cka": math.nan}
+    card = render_card(
+        dataclasses.replace(FACTS, record=dataclasses.replace(RECORD, alignment=alignment))
+    )
+    assert ".nan" not in card and " nan " not in card and "undefined" in card
+    assert "cka" not in {result.metric_type for result in ModelCard(card).data.eval_results}

@@ -33,7 +33,8 @@ def logs(write_session, predictions, tmp_path):
             "peak_memory_bytes": None,
         }
         common = {"model": model, "facts": facts, "classes": ["benign", "malignant"]}
-        values = {"KNNAccuracy": accuracy, "LogisticAUROC": accuracy + 0.05, "LinearCKA": cka}
+        values = {"KNNAccuracy": accuracy, "LogisticAUROC": accuracy + 0.05}
+        values["LinearCKAUnbiased"] = cka
         write_session(
             f"{number}/bach",
             split="val",
@@ -202,3 +203,16 @@ def test_plots_of_thousands_of_tiles_stay_small(write_session, predictions, tmp_
     report = write_report([str(tmp_path / "logs")], tmp_path / "report")
     (plot,) = report.plots
     assert plot.svg.count("data:image/png") == 2 and len(plot.svg) < 120_000  # class and centre
+
+
+def test_labels_are_text_in_spreadsheets_and_markdown(write_session, tmp_path):
+    formula, link = '=HYPERLINK("http://x")', "[x](javascript:alert(1))"
+    write_session("1", model=formula, values={"KNNAccuracy": 0.9})
+    write_session("2", model=link, values={"KNNAccuracy": -0.5})
+    output = tmp_path / "report"
+    write_report([str(tmp_path / "logs")], output)
+    table = pd.read_csv(output / "report.csv")
+    assert set(table["model"]) == {f"'{formula}", link}
+    assert sorted(table["mean"]) == [-0.5, 0.9]  # a number stays one
+    text = (output / "report.md").read_text()
+    assert "\\[x\\](javascript" in text and link not in text

@@ -76,11 +76,25 @@ def test_a_single_model_is_not_ranked(write_session, tmp_path):
 
 def test_a_teacher_compared_with_itself_is_not_ranked(write_session, tmp_path):
     for model, cka in (("teacher", 1.0), ("start", 0.5), ("student", 0.9)):
-        write_session(model, model=model, values={"LinearCKA": cka, "LinearCKAUnbiased": cka})
+        values = {"LinearCKA": (1 + cka) / 2, "LinearCKAUnbiased": cka}
+        write_session(model, model=model, values=values)
     cells = cells_of(tables_of(tmp_path)["cka"])
     ranks = {model: own[0].rank for model, own in cells.items()}
     assert ranks == {"teacher": None, "student": 1, "start": 2}
-    assert {len(own) for own in cells.values()} == {1}  # the unbiased one is in report.csv only
+    assert sorted(own[0].text for own in cells.values()) == ["0.500", "0.900", "1.000"]
+
+
+def test_biased_cka_is_shown_only_next_to_a_published_one(write_session, tmp_path):
+    for task in ("bach", "breakhis_100X"):
+        write_session(task, task=task, values={"LinearCKA": 0.9, "LinearCKAUnbiased": 0.1})
+    assert set(tables_of(tmp_path)) == {"cka"}
+    values = values_of(tmp_path)
+    shown = build_tables(pd.concat([values, published_values(values)], ignore_index=True))
+    cka, biased = shown
+    assert [column.task for column in cka.columns] == ["BACH", "BreakHis 100x"]
+    assert [column.task for column in biased.columns] == ["BreakHis 100x"]
+    assert biased.title == "Biased CKA with the teacher"
+    assert [row.published for row in biased.rows] == [False, True, True]
 
 
 def test_an_undefined_value_is_shown_with_its_reason_and_never_as_0(write_session, tmp_path):

@@ -197,7 +197,7 @@ def test_a_run_publishes_and_says_so_last(make_run, tmp_path, capsys):
     card = " ".join((folder / "student" / "README.md").read_text().split())
     start_and_end = f"{values['val/cka'][0]:.4f} | {results['val/cka']['mean']:.4f} |"
     assert f"| unbiased linear CKA with the embeddings of the teacher | {start_and_end}" in card
-    assert f"{evaluation['student after']['values']['LinearCKA']:.4f}" in card
+    assert f"{evaluation['student after']['values']['LinearCKAUnbiased']:.4f}" in card
     assert "48 augmented tiles in 4 steps" in card
 
     *_, student_line, load_line, benchmark_line = capsys.readouterr().out.splitlines()
