@@ -71,7 +71,7 @@ def _read(folder: Path, split: str, changed: int) -> Embeddings:
         )
     return Embeddings(
         values,
-        table["target"].to_numpy(np.int64),
+        pd.to_numeric(table["target"]).to_numpy(np.int64),
         table["origin"].astype(str).to_numpy(),
         _groups(table),
         split,
@@ -131,7 +131,8 @@ def _read_manifest(folder: Path) -> pd.DataFrame:
             f"There are no embeddings in {folder}: {path} is missing. Compute them first with "
             "`eva predict_fit`; `eva fit` then uses them."
         )
-    table = pd.read_csv(path)
+    # As text: patient 007 is not 7.
+    table = pd.read_csv(path, dtype=str, na_values=[""], keep_default_na=False)
     if missing := [column for column in _COLUMNS if column not in table]:
         raise UserError(
             f"{path} has no column {', '.join(missing)}. Expected a manifest that eva wrote."

@@ -42,11 +42,13 @@ class SlideIndex:
         path: The slide.
         plan: How its tiles are read.
         xy: Upper left corners in pixels of level 0, int32 (tiles, 2), with neighbours close.
+        bytes: Size of its file when it was indexed.
     """
 
     path: Path
     plan: ReadPlan
     xy: np.ndarray
+    bytes: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,18 +70,18 @@ class Index:
 
     def used(self) -> list[CohortSlide]:
         """Returns the slides that have tiles."""
-        return [slide for slide, _ in self._used_with_plans()]
+        return [slide for slide, *_ in self._used_with_plans()]
 
     def load(self) -> list[SlideIndex]:
         """Reads the tile tables of the slides that have tiles."""
         return [
-            SlideIndex(self.root / slide.slide, plan, read_xy(self.folder, slide))
-            for slide, plan in self._used_with_plans()
+            SlideIndex(self.root / slide.slide, plan, read_xy(self.folder, slide), record.bytes)
+            for slide, record, plan in self._used_with_plans()
         ]
 
-    def _used_with_plans(self) -> list[tuple[CohortSlide, ReadPlan]]:
+    def _used_with_plans(self) -> list[tuple[CohortSlide, SlideRecord, ReadPlan]]:
         return [
-            (slide, record.plan)
+            (slide, record, record.plan)
             for slide, record in zip(self.cohort, self.records, strict=True)
             if record.outcome == "used" and record.plan is not None
         ]

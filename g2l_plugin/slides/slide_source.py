@@ -53,6 +53,7 @@ class SlideTiles:
             max_open_slides: Slides that each process keeps open.
         """
         self.paths = [slide.path for slide in slides]
+        self._identities = [f"{s.path.name} {s.bytes} {s.plan}" for s in slides]
         self.reader = SlideReader(self.paths, [s.plan for s in slides], size, max_open_slides)
         self._max_lost = max_lost
         # Flat arrays, 12 bytes per tile: ten million tiles are 120 MB, shared by forked workers.
@@ -120,8 +121,11 @@ class SlideTiles:
         return f"{len(self):,} tiles of {np.count_nonzero(self.group_sizes):,} slides"
 
     def fingerprint(self) -> str:
-        """SHA-256 of slide names and tile places; the folder of the slides does not change it."""
-        digest = hashlib.sha256(os.fsencode("\n".join(path.name for path in self.paths)))
+        """SHA-256 of the slides' names, sizes and ways of reading, and of the tiles' places.
+
+        The folder of the slides does not change it, and a copy with other times does not.
+        """
+        digest = hashlib.sha256(os.fsencode("\n".join(self._identities)))
         digest.update(self.slide_of_tile.tobytes())
         digest.update(self.xy.tobytes())
         return digest.hexdigest()

@@ -61,6 +61,11 @@ def test_a_slide_is_the_mean_of_its_tiles(save):
     assert read.units.tolist() == ["s"]
 
 
+def test_groups_are_text_as_it_was_written(save):
+    folder = save([torch.ones(2)] * 3, patient_id=["007", "7", "NA"])
+    assert read_embeddings(folder, "val").groups["patient"].tolist() == ["007", "7", "NA"]
+
+
 def test_a_group_that_some_tiles_lack_is_ignored(save):
     folder = save([torch.ones(2), torch.ones(2)], centre=["a", None])
     read = read_embeddings(folder, "val")

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import openslide
 import pytest
@@ -34,6 +36,17 @@ def places(tiles):
     """Slide and upper left corner of the lost tiles."""
     located = tiles.locate(tiles.lost())
     return list(located[["slide", "x", "y"]].itertuples(index=False, name=None))
+
+
+def test_tiles_are_known_by_slides_of_one_size_read_in_one_way(tmp_path):
+    xy = np.zeros((1, 2), np.int32)
+    slide = SlideIndex(tmp_path / "a.tiff", PLAN, xy, 1000)
+    same = dataclasses.replace(slide, path=tmp_path / "moved" / "a.tiff")
+    other_file = dataclasses.replace(slide, bytes=1001)
+    coarser = dataclasses.replace(slide, plan=dataclasses.replace(PLAN, level=PLAN.level + 1))
+    prints = [SlideTiles([s], (64, 64)).fingerprint() for s in (slide, same, other_file, coarser)]
+    assert prints[0] == prints[1]
+    assert len({*prints}) == 3
 
 
 def test_tiles_of_a_slide_have_consecutive_numbers(make_tiles):
