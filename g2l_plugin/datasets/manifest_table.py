@@ -11,6 +11,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from loguru import logger
 from rich.console import Console
 from rich.table import Table
 
@@ -201,19 +202,31 @@ def _check_splits(table: pd.DataFrame, path: Path) -> None:
             _check_label(
                 label, [split for split in SPLITS if counts.get(split, {}).get(label)], path
             )
-    if "patient" not in table:
-        return
+    unknown_patient = pd.Series(True, table.index)
+    if "patient" in table:
+        if shared := _describe_shared(table[["patient", "split"]], "patient", path):
+            raise UserError(f"{shared} Give each patient one split.")
+        unknown_patient = table["patient"].map(clean_patient) == ""
+    # Of known patients, two slides may have one name. PLISM splits the places of each slide.
+    if "slide" in table and (
+        shared := _describe_shared(table.loc[unknown_patient, ["slide", "split"]], "slide", path)
+    ):
+        logger.warning(f"{shared} If that is not meant, give each slide one split.")
+
+
+def _describe_shared(table: pd.DataFrame, name: str, path: Path) -> str:
+    """Describes the patients, or slides, that are in two splits; "" if none is."""
     # Cleaned here too: not every table that is checked was read from a file.
-    patients = table[["patient", "split"]].assign(patient=table["patient"].map(clean_patient))
-    known = patients[patients["patient"] != ""].drop_duplicates()
-    if (shared := known["patient"].duplicated()).any():
-        patient = known["patient"][shared.idxmax()]
-        splits = known["split"][known["patient"] == patient]
-        raise UserError(
-            f"{known['patient'][shared].nunique():,} patients are in two splits of {path}. The "
-            f"first is {patient}, in {' and '.join(splits)}. Give each patient one split, or the "
-            "test patients are seen in training."
-        )
+    units = table.assign(unit=table[name].map(clean_patient))
+    known = units.loc[units["unit"] != "", ["unit", "split"]].drop_duplicates()
+    if not (shared := known["unit"].duplicated()).any():
+        return ""
+    unit = known["unit"][shared.idxmax()]
+    splits = known["split"][known["unit"] == unit]
+    return (
+        f"{known['unit'][shared].nunique():,} {name}s are in two splits of {path}, so test {name}s "
+        f"are seen in training. The first is {unit}, in {' and '.join(splits)}."
+    )
 
 
 def _check_label(label: str, splits: list[str], path: Path) -> None:

@@ -209,5 +209,15 @@ def test_a_patient_in_two_splits_is_found_however_it_is_written(root, first, sec
     assert "1 patients are in two splits" in refusal(root, table)
 
 
+def test_a_slide_in_two_splits_is_said_where_patients_are_unknown(root, warned):
+    slides = TABLE.assign(slide=[f"s{number}" for number in range(len(TABLE))])
+    slides.loc[3, "slide"] = slides.loc[1, "slide"]
+    # Two patients may each have a slide 1.
+    set_up(dataset(root, slides.assign(patient=[f"p{n}" for n in range(len(TABLE))])))
+    assert not warned
+    set_up(dataset(root, slides.assign(patient="")))
+    assert "1 slides are in two splits" in warned[0] and "seen in training" in warned[0]
+
+
 def test_unknown_patients_are_not_one_patient(root):
     assert len(set_up(dataset(root, TABLE.assign(patient="")))) == 2
