@@ -19,6 +19,17 @@ class UserError(RuntimeError):
     is an ordinary exception.
     """
 
+    def __init__(self, message: str = "") -> None:
+        """Initializes the error.
+
+        Args:
+            message: The message. A file or a column may have any name: what cannot be printed, and
+                would end the line, is written as in Python's strings. Of the traceback of another
+                process, with which PyTorch raises its error again, the message is taken.
+        """
+        message = message_in(message) or message
+        super().__init__("".join(c if c.isprintable() else repr(c)[1:-1] for c in message))
+
 
 def message_in(report: str) -> str | None:
     """Finds the message of a `UserError` in a worker's traceback or a library's own error."""
