@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from g2l_plugin.errors import UserError
+from g2l_plugin.files import hash_file
 
 WEIGHTS = "model.safetensors"
 """The only file from which weights are read."""
@@ -101,15 +102,6 @@ def read_tensors(
             f"{source}: {file} is not a complete safetensors file ({error}). Download it again; in "
             "the Hub's cache, delete it first."
         ) from error
-
-
-def hash_file(file: Path) -> str:
-    """Returns a file's SHA-256, in hexadecimal."""
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 @contextlib.contextmanager

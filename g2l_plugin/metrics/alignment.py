@@ -91,7 +91,7 @@ def unbiased_cka(x: torch.Tensor, y: torch.Tensor, patients: np.ndarray | None =
     gram_x, gram_y = _gram(x), _gram(y)  # (N, N)
     kept = _leave_one_out(patients, len(x), gram_x.device)  # (1 + patients, N)
     xy, xx, yy = (
-        hsic_1(*pair, kept) for pair in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y))
+        _hsic_1(*pair, kept) for pair in ((gram_x, gram_y), (gram_x, gram_x), (gram_y, gram_y))
     )
     aligned = xy / (xx.sqrt() * yy.sqrt())
     too_few = kept.sum(1) < LEAST_TILES
@@ -100,7 +100,7 @@ def unbiased_cka(x: torch.Tensor, y: torch.Tensor, patients: np.ndarray | None =
     return Estimate(value, tuple(without))
 
 
-def hsic_1(k: torch.Tensor, m: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+def _hsic_1(k: torch.Tensor, m: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
     """Computes HSIC_1 times n (n - 3), the numerator of the unbiased CKA, for subsets of tiles.
 
     Source: Song et al. 2012, "Feature Selection via Dependence Maximization".

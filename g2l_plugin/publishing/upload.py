@@ -28,8 +28,9 @@ from rich.table import Table
 from g2l_plugin.encoders.folder import CONFIG, ONNX, README, RESULTS, TRAINING_CONFIG
 from g2l_plugin.encoders.hub import TIMEOUT
 from g2l_plugin.encoders.hub_errors import check_token
-from g2l_plugin.encoders.weights import WEIGHTS, hash_file
+from g2l_plugin.encoders.weights import WEIGHTS
 from g2l_plugin.errors import UserError, in_one_line
+from g2l_plugin.files import hash_file
 from g2l_plugin.publishing.licenses import check_license
 from g2l_plugin.publishing.upload_errors import explain_upload_errors
 

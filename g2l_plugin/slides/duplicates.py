@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 from loguru import logger
 
+from g2l_plugin.files import hash_file
 from g2l_plugin.slides.cohort import CohortSlide
 from g2l_plugin.slides.tile_grid import SlideRecord
-
-_BLOCK_BYTES = 1 << 22
 
 
 def hash_candidates(
@@ -61,12 +59,8 @@ def _likeness(record: SlideRecord) -> tuple[int, str]:
 
 def _hash_file(path: Path) -> str:
     """SHA-256 of a file, or "" if the system does not give all of its bytes."""
-    digest = hashlib.sha256()
     try:
-        with path.open("rb") as file:
-            while block := file.read(_BLOCK_BYTES):
-                digest.update(block)
+        return hash_file(path)
     except OSError as error:
         logger.warning(f"Slide {path} may be a duplicate, but cannot be read: {error.strerror}.")
         return ""
-    return digest.hexdigest()
