@@ -1,7 +1,8 @@
 """The study of the recipe on real lung tissue: runs each row with each seed, and prints the table.
 
 python benchmarks/study/study.py run --tiles LUNG --work DIR [--rows paper …] [--seeds 0 1 2]
-python benchmarks/study/study.py test --tiles LUNG --work DIR
+    [--accelerator cuda --jobs 8]
+python benchmarks/study/study.py test --tiles LUNG --work DIR [--rows paper …]
 python benchmarks/study/study.py table --work DIR [--split test]
 python benchmarks/study/study.py curves --work DIR --output docs/study.svg
 
@@ -18,6 +19,7 @@ import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -88,7 +90,6 @@ def make_slides(tiles: Path, folder: Path) -> None:
                 slide,
                 tile=(_TILE, _TILE),
                 photometric="rgb",
-                compression="zlib",
                 resolution=(2e4, 2e4),
                 resolutionunit="CENTIMETER",
             )
@@ -117,20 +118,26 @@ def make_teachers(folder: Path) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    """Runs the rows that have not ended."""
+    """Runs the rows that have not ended, `jobs` at once."""
     make_slides(options.tiles, options.work / "slides")
     make_teachers(options.work / "teachers")
     study = yaml.safe_load(_ROWS.read_text())
+    folders = []
     for seed in options.seeds:
         for name, row in study["rows"].items():
             for pair in row.get("pairs", ("random", "pretrained")):
-                if options.rows and name not in options.rows:
-                    continue
-                if options.pairs and pair not in options.pairs:
-                    continue
                 folder = options.work / "runs" / pair / name.replace(" ", "_") / str(seed)
-                if not (folder / "minutes").exists():
-                    _run_row(options, pair, name, seed, folder)
+                if not _is_chosen(options, pair, name, seed) or (folder / "minutes").exists():
+                    continue
+                folder.mkdir(parents=True, exist_ok=True)
+                config = compose(options, pair, name, seed, folder)
+                (folder / "row.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+                folders.append(folder)
+    with ThreadPoolExecutor(options.jobs) as pool:
+        ended = pool.map(lambda folder: _run_row(folder, options.threads), folders)
+        failed = [folder for folder, code in zip(folders, ended, strict=True) if code]
+    if failed:
+        raise SystemExit("Failed, see their log.txt: " + ", ".join(map(str, failed)))
 
 
 def compose(
@@ -152,15 +159,20 @@ def compose(
     variables = study["variables"] | of_pair["variables"] | row.get("variables", {})
     if "lr" in row:
         variables["LR_VALUE"] = row["lr"][pair]
-    variables |= {"OUTPUT_ROOT": folder, "EVA_GLOBAL_SEED": seed}
+    variables |= {
+        "OUTPUT_ROOT": folder,
+        "EVA_GLOBAL_SEED": seed,
+        "ACCELERATOR": options.accelerator,
+    }
     if on_demo:
         variables["DATA_ROOT"] = options.work / "demo"
     else:
         variables |= {
             "SLIDES_ROOT": options.work / "slides",
             "INDEX_ROOT": options.work / f"index_{options.view}",
-            "TEACHER_CACHE": options.work / "cache",
         }
+        if options.accelerator == "cpu":  # a GPU embeds faster than runs can share a cache
+            variables["TEACHER_CACHE"] = options.work / "cache"
     if options.view != 224 and not on_demo:  # a smaller input that shows the same tissue
         tile = round(_TILE * options.view / 224)
         variables |= {"VIEW_SIZE": options.view, "TILE_SIZE": tile}
@@ -191,18 +203,29 @@ def compose(
     return config
 
 
-def _run_row(options: argparse.Namespace, pair: str, name: str, seed: int, folder: Path) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
-    config = compose(options, pair, name, seed, folder)
-    (folder / "row.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
+def _run_row(folder: Path, threads: int) -> int:
+    """Runs the config in a folder; returns the exit status."""
     print(folder, flush=True)
     began = time.monotonic()
-    subprocess.run(
-        [Path(sys.executable).with_name("eva"), "fit", "--config", folder / "row.yaml"],
-        check=True,
-        env=os.environ | {"OMP_NUM_THREADS": str(options.threads), "PYTHONPATH": str(_ROWS.parent)},
+    search = os.pathsep.join(filter(None, [str(_ROWS.parent), os.environ.get("PYTHONPATH")]))
+    with (folder / "log.txt").open("a") as log:
+        code = subprocess.run(
+            [Path(sys.executable).with_name("eva"), "fit", "--config", folder / "row.yaml"],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | {"OMP_NUM_THREADS": str(threads), "PYTHONPATH": search},
+        ).returncode
+    if code == 0:
+        (folder / "minutes").write_text(f"{(time.monotonic() - began) / 60:.1f}\n")
+    return code
+
+
+def _is_chosen(options: argparse.Namespace, pair: str, name: str, seed: int) -> bool:
+    return (
+        (not options.rows or name in options.rows)
+        and (not options.pairs or pair in options.pairs)
+        and seed in options.seeds
     )
-    (folder / "minutes").write_text(f"{(time.monotonic() - began) / 60:.1f}\n")
 
 
 def _evaluation(options: argparse.Namespace) -> dict[str, Any]:
@@ -235,7 +258,7 @@ def test(options: argparse.Namespace) -> None:
     def embed(source: str, keep: bool = False) -> tuple[Embeddings, Embeddings]:
         if source in embedded:
             return embedded[source]
-        encoder = EncoderSource(source).load().eval()
+        encoder = EncoderSource(source).load().eval().to(options.accelerator)
         parts = []
         for split in ("train", "test"):
             tiles = ManifestTiles(str(options.tiles), split=split)
@@ -248,18 +271,20 @@ def test(options: argparse.Namespace) -> None:
 
     for minutes in sorted(options.work.glob("runs/*/*/*/minutes")):
         folder = minutes.parent
+        pair, name, seed = folder.parts[-3], folder.parts[-2].replace("_", " "), int(folder.name)
+        chosen = pair != "demo" and _is_chosen(options, pair, name, seed)
+        if (folder / "test.json").exists() or not chosen:
+            continue
         config = yaml.safe_load((folder / "row.yaml").read_text())
         teacher = config["model"]["init_args"]["teacher"]["source"]
-        if (folder / "test.json").exists() or teacher.startswith("demo:"):
-            continue
         (run,) = folder.glob("*/run_0")
         sources = {"teacher": teacher, "student before": f"local-dir:{run / 'start'}"}
         sources["student after"] = f"local-dir:{run / 'student'}"
         targets, values = embed(teacher, keep=True)[1], {}
-        for name, source in sources.items():
-            train, held_out = embed(source)
+        for encoder, source in sources.items():
+            train, held_out = embed(source, keep=encoder == "teacher")
             results = [compute_all([KNNVoting(), LogisticProbe()], train, held_out)]
-            values[name] = merge([*results, align(held_out, targets)]).values
+            values[encoder] = merge([*results, align(held_out, targets)]).values
         (folder / "test.json").write_text(json.dumps(values, indent=2))
         print(folder, flush=True)
 
@@ -360,16 +385,18 @@ def main() -> None:
         add("--work", type=Path, required=True, help="folder of slides, caches and runs")
         if command in (run, test):
             add("--tiles", type=Path, required=True, help="folder with manifest.csv")
+            add("--rows", nargs="*", help="rows of rows.yaml; all if not given")
+            add("--pairs", nargs="*", help="pairs of rows.yaml; all if not given")
+            add("--seeds", type=int, nargs="*", default=[0, 1, 2])
+            add("--accelerator", choices=("cpu", "cuda"), default="cpu")
         if command is table:
             add("--split", choices=("val", "test"), default="val", help="tiles to judge on")
         if command is curves:
             add("--output", type=Path, required=True, help="SVG or PNG to write")
         if command is run:
-            add("--rows", nargs="*", help="rows of rows.yaml; all if not given")
-            add("--pairs", nargs="*", help="pairs of rows.yaml; all if not given")
-            add("--seeds", type=int, nargs="*", default=[0, 1, 2])
             add("--view", type=int, default=224, help="side of the views in pixels")
-            add("--threads", type=int, default=os.cpu_count())
+            add("--threads", type=int, default=os.cpu_count(), help="PyTorch's, of a run")
+            add("--jobs", type=int, default=1, help="runs at once")
         sub.set_defaults(command=command)
     options = parser.parse_args()
     for name, value in vars(options).items():

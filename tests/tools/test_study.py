@@ -24,13 +24,16 @@ RUNS = [
 
 @pytest.mark.parametrize(("name", "pair"), RUNS)
 def test_a_row_is_a_config_of_its_pair(name, pair, tmp_path):
-    options = argparse.Namespace(work=tmp_path, tiles=tmp_path / "lung", view=112)
+    options = argparse.Namespace(
+        work=tmp_path, tiles=tmp_path / "lung", view=112, accelerator="cpu"
+    )
     row, variables = ROWS["rows"][name], ROWS["pairs"][pair]["variables"]
     config = study.compose(options, pair, name, 7, tmp_path / "run")
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     if "lr" in row:
         assert float(model["optimizer"]["init_args"]["lr"]) == row["lr"][pair]
     assert model.get("projector", "linear") == ("rotation" if row.get("robust") else "linear")
+    assert config["trainer"]["init_args"]["accelerator"] == "cpu"
     assert model["view"]["init_args"]["seed"] == 42 and int(data["seed"]) == 7
     assert int(config["trainer"]["init_args"]["max_steps"]) == variables["MAX_STEPS"]
     callbacks = {
