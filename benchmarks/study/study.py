@@ -33,7 +33,6 @@ import torch
 import yaml
 from scipy import stats
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch.nn import functional
 from torchvision.io import decode_jpeg, read_file
 
 from g2l_plugin import KNNVoting, LogisticProbe, ManifestTiles
@@ -368,10 +367,9 @@ def _cell(values: pd.Series) -> str:
 
 
 def _read_cell(path: Path) -> np.ndarray:
-    image = decode_jpeg(read_file(str(path))).float()[None]
-    margin = (_TILE - image.shape[-1]) // 2
-    padded = functional.pad(image, (margin,) * 4, mode="reflect")
-    return padded[0].byte().permute(1, 2, 0).numpy()
+    tile = decode_jpeg(read_file(str(path))).permute(1, 2, 0).numpy()  # (H, W, 3)
+    margin = (_TILE - len(tile)) // 2
+    return np.pad(tile, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
 
 
 def main() -> None:
