@@ -160,7 +160,8 @@ class TileLoader:
             drawn = mixing.draw()
             pinned = torch.cuda.is_available()
             tiles = buffer.new_empty((len(drawn), *buffer.shape[1:]), pin_memory=pinned)
-            torch.index_select(buffer, 0, torch.from_numpy(drawn), out=tiles)
+            # By numpy: as many threads of torch as cores wait 20 times as long for workers' cores.
+            np.take(buffer.numpy(), drawn, axis=0, out=tiles.numpy(), mode="clip")
             self._position = {"epoch": epoch, "batches": batch + 1}
             numbers = mixing.content[drawn]
             yield TileBatch(tiles, numbers, self.dataset.tiles.substitutes(numbers), epoch)
