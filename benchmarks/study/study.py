@@ -148,8 +148,8 @@ def compose(
         options: The options of the command.
         pair: A pair of teacher and student.
         name: A row.
-        seed: Seed of the run: the student's start, where it is random, and the order of the tiles.
-            All seeds see the same views, which the teacher embeds once.
+        seed: Seed of the order of the tiles, and of all that training draws but the views, which
+            the teacher embeds once. A start of random weights is the same for all seeds.
         folder: Folder of the run.
     """
     study = yaml.safe_load(_ROWS.read_text())
