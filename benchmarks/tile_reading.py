@@ -1,7 +1,10 @@
 """Measures shuffled tiles per second and core, next to the alternatives.
 
-- plain: OpenSlide's `read_region` on an open slide, slide by slide and row by row: the limit.
+- plain: OpenSlide's `read_region` on an open slide, slide by slide and row by row.
 - ours: `TileLoader`, shuffled batches of 32 from a `TileDataset`.
+- ours by OpenSlide: the same with `reader: openslide`.
+- decoding: the limit. The slides' own tiles, in memory, are decoded once each, and nothing else is
+  done. Left out if a slide's tiles are not decoded from its file.
 - eva: `eva.vision.datasets.MultiWsiDataset`, shuffled.
 - packed: ours, from shards written by `g2l pack`.
 
@@ -32,6 +35,7 @@ from rich.table import Table
 
 from g2l_plugin import TileDataset, TileLoader
 from g2l_plugin.slides.pack import pack_tiles
+from g2l_plugin.slides.tiff import TiffSlide
 
 BATCH_SIZE = 32
 
@@ -49,6 +53,41 @@ def read_plain(dataset: TileDataset) -> Iterator[int]:
         yield 1
 
 
+def decode_alone(dataset: TileDataset) -> Iterator[float] | None:
+    """Decodes each tile of the files that is needed, once a pass; yields its share of a tile."""
+    tiles, jobs, seen = dataset.tiles, [], {}
+    for number, (path, plan) in enumerate(zip(tiles.paths, tiles.reader._plans, strict=True)):
+        if plan.page is None:
+            return None
+        identity = (os.stat(path).st_ino, plan)  # links are the same slide
+        if identity in seen:
+            continue
+        with TiffSlide(path) as slide:
+            page = slide._page(plan.page)
+            needed = set()
+            for x, y in tiles.xy[tiles.slide_of_tile == number].tolist():
+                left, top = plan.on_level(x, y)
+                (width, height), (tile_w, tile_h) = plan.read_size, page.tile_size
+                columns = range(left // tile_w, -(-(left + width) // tile_w))
+                rows = range(top // tile_h, -(-(top + height) // tile_h))
+                needed |= {row * page.columns + column for row in rows for column in columns}
+            share = (tiles.slide_of_tile == number).sum() / len(needed)
+            seen[identity] = share
+            size = [length // plan.reduction for length in page.tile_size]
+            some = np.random.default_rng(0).permutation(sorted(needed))[:2000].tolist()
+            data = [os.pread(slide._file, int(page.counts[n]), int(page.offsets[n])) for n in some]
+        jobs.append((page, data, size, plan.reduction, share))
+
+    def decode() -> Iterator[float]:
+        while True:
+            for page, data, size, reduction, share in jobs:
+                for compressed in data:
+                    page.decode(compressed, *size, reduction)
+                    yield share
+
+    return decode()
+
+
 def read_batches(loader: TileLoader) -> Iterator[int]:
     for _ in itertools.count():
         yield from (len(batch.tiles) for batch in loader)
@@ -61,7 +100,7 @@ def read_eva(dataset: MultiWsiDataset) -> Iterator[int]:
         yield 1
 
 
-def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Iterator[int]]:
+def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Iterator[float]]:
     source = options.slides
     if options.full_size:
         source = make_full_size(options.slides, folder / "full_size")
@@ -81,12 +120,21 @@ def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Iterato
     pack_tiles(folder / "few", folder / "packed")
     packed = TileDataset(str(slides), packed_root=str(folder / "packed"), n_slides=n_few, **common)
     packed.setup()
+    by_openslide = TileDataset(
+        str(slides), index_dir=str(folder / "index"), reader="openslide", **common
+    )
+    by_openslide.setup()
+    datasets = {"ours": dataset, "ours by OpenSlide": by_openslide, "packed": packed}
     loaders = {
         name: TileLoader(data, BATCH_SIZE, options.block_tiles, options.buffer_tiles)
-        for name, data in (("ours", dataset), ("packed", packed))
+        for name, data in datasets.items()
     }
     readers = {"plain": read_plain(dataset)}
     readers |= {name: read_batches(loader) for name, loader in loaders.items()}
+    if (decoding := decode_alone(dataset)) is not None:
+        readers["decoding"] = decoding
+    if options.without_eva:
+        return readers
     eva = MultiWsiDataset(
         str(slides),
         [path.name for path in sorted(slides.iterdir())],
@@ -105,7 +153,7 @@ def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Iterato
     return readers
 
 
-def measure(reader: Iterator[int], seconds: float) -> float:
+def measure(reader: Iterator[float], seconds: float) -> float:
     """Measures tiles per second of CPU time, which other load on the machine does not change."""
     start, n_tiles = time.process_time(), 0
     while time.process_time() - start < seconds:
@@ -117,6 +165,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser, n_slides=48)
     parser.add_argument("--full-size", action="store_true")
+    parser.add_argument("--without-eva", action="store_true", help="its setup takes minutes")
     parser.add_argument("--block-tiles", type=int, default=32)
     parser.add_argument("--buffer-tiles", type=int, default=8192)
     parser.add_argument("--rounds", type=int, default=30)
@@ -134,14 +183,14 @@ def main() -> None:
             for name, reader in readers.items():
                 rates[name].append(measure(reader, options.seconds))
     table = Table(title=f"Tiles/s on one core, {options.n_slides} slides, {options.rounds} rounds")
-    for column in ("reader", "median", "min to max", "of plain", "of eva"):
+    for column in ("reader", "median", "min to max", "of plain", "of decoding", "of eva"):
         table.add_column(column, justify="left" if column == "reader" else "right")
     for name, values in rates.items():
         ratios = [
             statistics.median(a / b for a, b in zip(values, rates[other], strict=True))
             if other in rates
             else None
-            for other in ("plain", "eva")
+            for other in ("plain", "decoding", "eva")
         ]
         table.add_row(
             name,

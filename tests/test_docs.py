@@ -45,7 +45,7 @@ def test_costs_use_the_measured_share(tmp_path):
         float(cell.replace(",", "")) for cell in row.strip("| ").split("|")[1:]
     )
     # arXiv 2510.11176's networks: 1,102.9 GFLOP per tile, 494.4 of them the student's.
-    assert rate == pytest.approx(790e12 * 0.3 / 1102.9e9, rel=0.01)
+    assert rate == pytest.approx(658e12 * 0.3 / 1102.9e9, rel=0.01)
     assert hours == pytest.approx(7.5e6 / rate / 3600, abs=0.06)
     assert cached == pytest.approx(hours * 494.4 / 1102.9, abs=0.06)
     assert total == pytest.approx(7 * 7.5e6 / rate / 3600, abs=0.6) and price == 7

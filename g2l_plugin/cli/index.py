@@ -48,6 +48,12 @@ def add_parser(commands: Commands) -> None:
     add("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile, 0 to 1")
     add("--min-sharpness", type=float, default=0.1, help="least sharpness; 0 keeps blurred tiles")
     add = parser.add_argument_group("how").add_argument
+    add(
+        "--reader",
+        choices=("auto", "openslide"),
+        default="auto",
+        help="auto decodes a slide's own tiles where that gives the same pixels; openslide never",
+    )
     add("--workers", type=int, help="processes; one per usable CPU core if not given")
     add("--shard", type=_shard, metavar="I/N", help="index only the I-th of N parts, I from 1")
     add("--merge", action="store_true", help="only check that all parts are there, and sum up")
@@ -81,6 +87,7 @@ def _run(options: argparse.Namespace) -> None:
         options.overwrite_mpp,
         options.min_tissue,
         options.min_sharpness,
+        options.reader,
     )
     index: Index | None
     if options.merge:

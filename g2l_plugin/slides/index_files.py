@@ -90,12 +90,16 @@ def read_record(folder: Path, slide: CohortSlide, grid: TileGrid) -> SlideRecord
     if not record["mpp_overwritten"]:
         # `overwrite_mpp` changes no other slide: setting it for three does not reindex a thousand.
         expected["overwrite_mpp"] = written["grid"]["overwrite_mpp"]
+    written["grid"].setdefault("reader", "auto")  # before there was a choice
+    if grid.reader == "openslide":  # where it reads all, nothing has to be proven
+        expected["reader"] = written["grid"]["reader"]
     if written["grid"] != expected or written.get("mpp") != slide.mpp:
         return None
     if (plan := record["plan"]) is not None:
-        record["plan"] = ReadPlan(
-            plan["level"], tuple(plan["read_size"]), tuple(plan["level0_size"])
-        )
+        sizes = {name: tuple(plan[name]) for name in ("read_size", "level0_size")}
+        record["plan"] = ReadPlan(**plan | sizes)
+        if grid.reader == "openslide":
+            record["plan"] = dataclasses.replace(record["plan"], page=None)
     return SlideRecord(**record)
 
 

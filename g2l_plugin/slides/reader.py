@@ -6,11 +6,13 @@ import os
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
 
 from g2l_plugin.slides import slide as slide_lib
+from g2l_plugin.slides.tiff import DecodedTiles, TiffSlide
 
 _CACHE_BYTES = 64 << 20
 """OpenSlide's cache of decoded pixels, shared by all slides of a process (default: 32 MiB each)."""
@@ -46,8 +48,9 @@ class SlideReader:
         self.n_opened = 0
         self._size = size
         self._max_open_slides = max_open_slides
-        self._handles: OrderedDict[int, openslide.OpenSlide] = OrderedDict()
+        self._handles: OrderedDict[int, openslide.OpenSlide | TiffSlide] = OrderedDict()
         self._cache: openslide.OpenSlideCache | None = None
+        self._decoded: DecodedTiles | None = None
         self._pid: int | None = None
 
     def read(self, slide: int, x: int, y: int) -> np.ndarray:
@@ -78,20 +81,31 @@ class SlideReader:
         """Slides that this process has open."""
         return len(self._handles) if self._pid == os.getpid() else 0
 
-    def _handle(self, slide: int) -> openslide.OpenSlide:
+    def _handle(self, slide: int) -> openslide.OpenSlide | TiffSlide:
         if self._cache is None or self._pid != os.getpid():
             self._handles, self._pid = OrderedDict(), os.getpid()
             self._cache = openslide.OpenSlideCache(_CACHE_BYTES)
+            self._decoded = DecodedTiles()
         if slide in self._handles:
             self._handles.move_to_end(slide)
             return self._handles[slide]
-        handle = slide_lib.open_slide(self.paths[slide])
-        handle.set_cache(self._cache)
+        handle: openslide.OpenSlide | TiffSlide
+        if self._plans[slide].page is None:
+            handle = slide_lib.open_slide(self.paths[slide])
+            handle.set_cache(self._cache)
+        else:
+            handle = slide_lib.open_tiff(self.paths[slide], self._decoded)
         self.n_opened += 1
         self._handles[slide] = handle
         if len(self._handles) > self._max_open_slides:
             self._handles.popitem(last=False)[1].close()
         return handle
 
-    def __getstate__(self) -> dict:
-        return self.__dict__ | {"_handles": OrderedDict(), "_cache": None, "_pid": None}
+    def __getstate__(self) -> dict[str, Any]:
+        fresh: dict[str, Any] = {
+            "_handles": OrderedDict(),
+            "_cache": None,
+            "_decoded": None,
+            "_pid": None,
+        }
+        return self.__dict__ | fresh

@@ -16,6 +16,7 @@ from PIL import Image
 from torch.nn import functional
 
 from g2l_plugin.errors import UserError, in_one_line
+from g2l_plugin.slides.tiff import DecodedTiles, TiffSlide
 
 _MPP_KEYS = (openslide.PROPERTY_NAME_MPP_X, openslide.PROPERTY_NAME_MPP_Y)
 
@@ -29,6 +30,9 @@ _MAX_STRETCH = 1.05
 
 _SAME_SCALE = 0.02
 """Scales closer to 1 than this are not resampled: vendors round mpp (0.499, 0.5027)."""
+
+_MAX_HALVINGS = 3
+"""JPEG is decoded at 1/2, 1/4 or 1/8 of its size."""
 
 _MAX_UPSAMPLING = 1.1
 """A slide that is coarser than the target by more than this factor is refused."""
@@ -92,11 +96,22 @@ class ReadPlan:
         level: The pyramid level to read from, never coarser than the target.
         read_size: Width and height to read, in pixels of that level.
         level0_size: Width and height of the tile's area, in pixels of level 0.
+        reduction: Factor by which the level's own tiles may be smaller when they are decoded: 1, 2,
+            4 or 8. `read_size` is a multiple of it.
+        page: The image of the file that has the level's tiles, if they are decoded by `TiffSlide`;
+            None if OpenSlide reads them.
     """
 
     level: int
     read_size: tuple[int, int]
     level0_size: tuple[int, int]
+    reduction: int = 1
+    page: int | None = None
+
+    def on_level(self, x: int, y: int) -> tuple[int, int]:
+        """Converts a corner in pixels of level 0 to pixels of the level."""
+        (width, height), (level0_width, level0_height) = self.read_size, self.level0_size
+        return round(x * width / level0_width), round(y * height / level0_height)
 
 
 def open_slide(path: str | Path) -> openslide.OpenSlide:
@@ -119,6 +134,18 @@ def open_slide(path: str | Path) -> openslide.OpenSlide:
             f"OpenSlide cannot open {path} ({error}). Check that the file is complete and in a "
             "format that OpenSlide reads, or move it away.",
         ) from error
+
+
+def open_tiff(path: str | Path, cache: DecodedTiles | None = None) -> TiffSlide:
+    """Opens a slide whose tiles are decoded from its TIFF file.
+
+    Raises:
+        SlideError: The file is missing, or the system does not give it.
+    """
+    try:
+        return TiffSlide(path, cache)
+    except OSError as error:
+        raise withheld_by_system(path) or unreadable(path, error) from error
 
 
 def withheld_by_system(path: str | Path) -> SlideError | None:
@@ -245,18 +272,32 @@ def plan_reads(
         )
     level = slide.get_best_level_for_downsample(downsample * (1 + _SAME_SCALE))
     scale = downsample / slide.level_downsamples[level]
+    # Tiles decoded at half their size are like those of another level.
+    reduction = max_reduction(scale)
+    scale /= reduction
     if abs(scale - 1) < _SAME_SCALE:
         scale = 1.0
-    level0_scale = scale * slide.level_downsamples[level]
+    width, height = (round(length * scale) * reduction for length in size)
+    level0_scale = slide.level_downsamples[level]
     return ReadPlan(
         level=level,
-        read_size=(round(size[0] * scale), round(size[1] * scale)),
-        level0_size=(round(size[0] * level0_scale), round(size[1] * level0_scale)),
+        read_size=(width, height),
+        level0_size=(round(width * level0_scale), round(height * level0_scale)),
+        reduction=reduction,
     )
 
 
+def max_reduction(scale: float) -> int:
+    """The largest factor by which tiles may be decoded smaller, if they shrink by `scale`."""
+    return 2 ** min(max(int(math.log2(scale * (1 + _SAME_SCALE))), 0), _MAX_HALVINGS)
+
+
 def read_tile(
-    slide: openslide.OpenSlide, plan: ReadPlan, x: int, y: int, size: tuple[int, int]
+    slide: openslide.OpenSlide | TiffSlide,
+    plan: ReadPlan,
+    x: int,
+    y: int,
+    size: tuple[int, int],
 ) -> np.ndarray:
     """Reads the tile whose upper left corner is at (x, y) in pixels of level 0.
 
@@ -264,7 +305,7 @@ def read_tile(
     that it does not alias.
 
     Args:
-        slide: The open slide.
+        slide: The open slide: a `TiffSlide` if the plan has a page.
         plan: The slide's plan, from `plan_reads`.
         x: Left edge, in pixels of level 0.
         y: Upper edge, in pixels of level 0.
@@ -274,20 +315,29 @@ def read_tile(
         The tile as uint8 RGB (3, height, width), white where the slide has no pixels.
 
     Raises:
-        openslide.OpenSlideError: The slide is damaged there.
+        openslide.OpenSlideError: The slide is damaged there, or the system does not give it.
     """
-    region = slide.read_region((x, y), plan.level, plan.read_size)
-    pixels = np.asarray(region)
-    if pixels.view("<u4").min() < 0xFF000000:  # alpha is the highest byte: some is not opaque
-        # Before resizing, or the colour of empty pixels would bleed into their neighbours.
-        pixels = np.asarray(paste_on_white(region))
-    tile = pixels.transpose(2, 0, 1)
-    if region.size != size:
+    if isinstance(slide, TiffSlide):
+        assert plan.page is not None
+        tile = slide.read(plan.page, plan.on_level(x, y), plan.read_size, plan.reduction)
+    else:
+        tile = read_region(slide, (x, y), plan).transpose(2, 0, 1)  # (3 or 4, height, width)
+    if tile.shape[1:] != size[::-1]:
         # Pillow gives the same pixels to within one grey level, but needs four times as long.
-        planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
+        planes = torch.from_numpy(tile.copy("K"))[None]
         resized = functional.interpolate(planes, size[::-1], mode="bicubic", antialias=True)
         tile = resized[0].numpy()
     return np.ascontiguousarray(tile[:3])
+
+
+def read_region(slide: openslide.OpenSlide, corner: tuple[int, int], plan: ReadPlan) -> np.ndarray:
+    """Reads a region by OpenSlide, uint8 (height, width, 3 or 4), white where it is empty."""
+    region = slide.read_region(corner, plan.level, plan.read_size)
+    pixels = np.asarray(region)
+    if pixels.view("<u4").min() < 0xFF000000:  # alpha is the highest byte: some is not opaque
+        # Before resizing, or the colour of empty pixels would bleed into their neighbours.
+        return np.asarray(paste_on_white(region))
+    return pixels
 
 
 def paste_on_white(region: Image.Image) -> Image.Image:

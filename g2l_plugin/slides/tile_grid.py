@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import openslide
@@ -11,17 +12,21 @@ from PIL import Image
 
 from g2l_plugin.slides import tissue
 from g2l_plugin.slides.overview import read_overview
+from g2l_plugin.slides.proof import prove
 from g2l_plugin.slides.slide import (
     ReadPlan,
     SlideError,
     has_mpp,
+    max_reduction,
     objective_power,
     open_slide,
+    open_tiff,
     plan_reads,
     read_tile,
     slide_mpp,
 )
 from g2l_plugin.slides.thumbnail import draw_thumbnail
+from g2l_plugin.slides.tiff import TiffSlide
 
 _SQUARE = 8
 """The table lists tiles in squares of 8 by 8, because neighbours share compressed pixels."""
@@ -41,6 +46,8 @@ class TileGrid:
         overwrite_mpp: Microns per pixel of slides of which neither list nor metadata has them.
         min_tissue: Minimum share of a tile's area that is tissue, 0 to 1.
         min_sharpness: Minimum sharpness (`tissue.sharpness`) of a tile; 0 does not measure it.
+        reader: `auto` decodes a slide's own tiles where that is proven to give OpenSlide's pixels;
+            `openslide` never does.
     """
 
     width: int = 256
@@ -49,6 +56,7 @@ class TileGrid:
     overwrite_mpp: float | None = None
     min_tissue: float = 0.5
     min_sharpness: float = 0.1
+    reader: Literal["auto", "openslide"] = "auto"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +77,7 @@ class SlideRecord:
             `overwrite_mpp` decides.
         objective_power: Magnification of the objective, e.g. 20 or 40; None if unknown.
         plan: How the slide's tiles are read.
+        reader: "tiff" if its tiles are decoded from its file, else why OpenSlide reads them.
         tiles: Tiles kept.
         little_tissue: Tiles left out because they have some tissue, but less than `min_tissue`.
         ink: Tiles left out because of ink.
@@ -88,6 +97,7 @@ class SlideRecord:
     mpp_overwritten: bool = False
     objective_power: float | None = None
     plan: ReadPlan | None = None
+    reader: str = ""
     tiles: int = 0
     little_tissue: int = 0
     ink: int = 0
@@ -159,8 +169,12 @@ def index_slide(
     candidates = np.flatnonzero(on_tissue & ~inked)
     sharpness = np.full(len(xy), np.nan, np.float32)
     damaged = _area_means(unreadable, xy, plan.level0_size, slide_size) > 0.5
+    reader = "openslide: READER"
+    if grid.reader == "auto":
+        plan, reason = prove(path, plan, xy[candidates])
+        reader = f"openslide: {reason}" if reason else "tiff"
     if grid.min_sharpness > 0:
-        sharpness[candidates] = _measure_sharpness(path, plan, mpp, xy[candidates])
+        sharpness[candidates] = _measure_sharpness(path, plan, mpp, xy[candidates], grid.reader)
         damaged[candidates] = np.isnan(sharpness[candidates])
     # Each tile that is left out counts once: as damaged before inked or blurred.
     inked &= ~damaged
@@ -168,6 +182,8 @@ def index_slide(
     kept = on_tissue & ~inked & ~blurred & ~damaged
     record = dataclasses.replace(
         record,
+        plan=plan,
+        reader=reader,
         tiles=int(kept.sum()),
         little_tissue=int(((share > 0) & ~on_tissue).sum()),
         ink=int(inked.sum()),
@@ -218,26 +234,47 @@ def _square_by_square(columns: int, rows: int) -> np.ndarray:
     return np.lexsort([column, row, column // _SQUARE, row // _SQUARE])
 
 
-def _measure_sharpness(path: Path, plan: ReadPlan, mpp: float, xy: np.ndarray) -> np.ndarray:
+def _measure_sharpness(
+    path: Path, plan: ReadPlan, mpp: float, xy: np.ndarray, reader: str
+) -> np.ndarray:
     """Measures the sharpness of tiles, float32 (tiles,), NaN for tiles that cannot be read."""
     values = np.full(len(xy), np.nan, np.float32)
-    slide = open_slide(path)
-    # Sharpness is measured at FOCUS_MPP, and reading from a coarser level is faster.
-    level = slide.get_best_level_for_downsample(1.1 * tissue.FOCUS_MPP / mpp)
-    downsample = slide.level_downsamples[level]
-    width, height = (max(round(length / downsample), 1) for length in plan.level0_size)
-    focus_plan = ReadPlan(level, (width, height), plan.level0_size)
+    with open_slide(path) as slide:
+        # Sharpness is measured at FOCUS_MPP, and reading from a coarser level is faster.
+        level = slide.get_best_level_for_downsample(1.1 * tissue.FOCUS_MPP / mpp)
+        downsample = slide.level_downsamples[level]
+    focus = ReadPlan(level, _divide(plan.level0_size, downsample), plan.level0_size)
+    if reader == "auto":
+        reduction = max_reduction(tissue.FOCUS_MPP / (mpp * downsample))
+        width, height = _divide(focus.read_size, reduction)
+        reduced = dataclasses.replace(
+            focus, read_size=(width * reduction, height * reduction), reduction=reduction
+        )
+        reduced, reason = prove(path, reduced, xy, exact=False)
+        focus = focus if reason else reduced
+    size = _divide(focus.read_size, focus.reduction)
+
+    def open_again() -> openslide.OpenSlide | TiffSlide:
+        return open_slide(path) if focus.page is None else open_tiff(path)
+
+    handle = open_again()
     for number, (x, y) in enumerate(xy.tolist()):
         try:
-            pixels = read_tile(slide, focus_plan, x, y, (width, height))
+            pixels = read_tile(handle, focus, x, y, size)
         except openslide.OpenSlideError:
             # OpenSlide refuses every later read through a handle that failed once.
-            slide.close()
-            slide = open_slide(path)
+            handle.close()
+            handle = open_again()
             continue
-        values[number] = tissue.sharpness(pixels, mpp * downsample)
-    slide.close()
+        values[number] = tissue.sharpness(pixels, mpp * downsample * focus.reduction)
+    handle.close()
     return values
+
+
+def _divide(size: tuple[int, int], factor: float) -> tuple[int, int]:
+    """Divides width and height, to at least a pixel."""
+    width, height = (max(round(length / factor), 1) for length in size)
+    return width, height
 
 
 def _area_means(
