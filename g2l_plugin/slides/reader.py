@@ -89,12 +89,9 @@ class SlideReader:
         if slide in self._handles:
             self._handles.move_to_end(slide)
             return self._handles[slide]
-        handle: openslide.OpenSlide | TiffSlide
-        if self._plans[slide].page is None:
-            handle = slide_lib.open_slide(self.paths[slide])
+        handle = slide_lib.open_for(self.paths[slide], self._plans[slide], self._decoded)
+        if isinstance(handle, openslide.OpenSlide):
             handle.set_cache(self._cache)
-        else:
-            handle = slide_lib.open_tiff(self.paths[slide], self._decoded)
         self.n_opened += 1
         self._handles[slide] = handle
         if len(self._handles) > self._max_open_slides:

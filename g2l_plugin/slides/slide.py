@@ -136,12 +136,21 @@ def open_slide(path: str | Path) -> openslide.OpenSlide:
         ) from error
 
 
-def open_tiff(path: str | Path, cache: DecodedTiles | None = None) -> TiffSlide:
-    """Opens a slide whose tiles are decoded from its TIFF file.
+def open_for(
+    path: str | Path, plan: ReadPlan, cache: DecodedTiles | None = None
+) -> openslide.OpenSlide | TiffSlide:
+    """Opens a slide by what reads its tiles according to a plan.
+
+    Args:
+        path: The slide.
+        plan: The plan.
+        cache: The cache of a `TiffSlide`.
 
     Raises:
-        SlideError: The file is missing, or the system does not give it.
+        SlideError: The file is missing, or cannot be read.
     """
+    if plan.page is None:
+        return open_slide(path)
     try:
         return TiffSlide(path, cache)
     except OSError as error:

@@ -30,8 +30,9 @@ _RGB, _YCBCR = 2, 6
 _ADOBE = b"\xff\xee\x00\x0eAdobe\x00\x64\x00\x00\x00\x00"
 """An Adobe marker without its last byte: 0 for RGB, 1 for YCbCr. libjpeg guesses without one."""
 
-_CACHE_BYTES = 32 << 20
-"""Decoded pixels that a process keeps. A block of 32 tiles at 0.25 µm/px needs 7 MB."""
+_CACHE_BYTES = 8 << 20
+"""Decoded pixels that a process keeps: those that the tiles of a block share. More is slower, as
+memory that was used last is still in the processor's cache."""
 
 
 class Unsupported(Exception):

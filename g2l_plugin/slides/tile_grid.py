@@ -19,14 +19,13 @@ from g2l_plugin.slides.slide import (
     has_mpp,
     max_reduction,
     objective_power,
+    open_for,
     open_slide,
-    open_tiff,
     plan_reads,
     read_tile,
     slide_mpp,
 )
 from g2l_plugin.slides.thumbnail import draw_thumbnail
-from g2l_plugin.slides.tiff import TiffSlide
 
 _SQUARE = 8
 """The table lists tiles in squares of 8 by 8, because neighbours share compressed pixels."""
@@ -153,7 +152,7 @@ def index_slide(
             f"Slide {path} has {slide_size[0]} x {slide_size[1]} pixels, fewer than a tile's "
             f"{plan.level0_size[0]} x {plan.level0_size[1]}. Leave it out, or make smaller tiles.",
         )
-    overview, unreadable = read_overview(path, mpp, tissue.OVERVIEW_MPP)
+    overview, unreadable = read_overview(path, mpp, tissue.OVERVIEW_MPP, grid.reader)
     if tissue.is_grey(overview):
         raise SlideError(
             "no colour",
@@ -254,17 +253,14 @@ def _measure_sharpness(
         focus = focus if reason else reduced
     size = _divide(focus.read_size, focus.reduction)
 
-    def open_again() -> openslide.OpenSlide | TiffSlide:
-        return open_slide(path) if focus.page is None else open_tiff(path)
-
-    handle = open_again()
+    handle = open_for(path, focus)
     for number, (x, y) in enumerate(xy.tolist()):
         try:
             pixels = read_tile(handle, focus, x, y, size)
         except openslide.OpenSlideError:
             # OpenSlide refuses every later read through a handle that failed once.
             handle.close()
-            handle = open_again()
+            handle = open_for(path, focus)
             continue
         values[number] = tissue.sharpness(pixels, mpp * downsample * focus.reduction)
     handle.close()

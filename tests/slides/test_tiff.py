@@ -7,12 +7,14 @@ import numpy as np
 import openslide
 import pytest
 import tifffile
+from helpers import damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
 from g2l_plugin import TileDataset, TileGrid, build_index
+from g2l_plugin.slides.overview import read_overview
 from g2l_plugin.slides.proof import prove
 from g2l_plugin.slides.slide import ReadPlan, open_slide, plan_reads, read_tile
 from g2l_plugin.slides.tiff import DecodedTiles, TiffSlide, Unsupported
@@ -312,6 +314,23 @@ def test_a_slide_whose_tiles_differ_is_left_to_openslide(tmp_path):
     path.write_bytes(data[:place] + b"\x02" + data[place + 1 :])
     record, slide = index(tmp_path / "index", path)
     assert slide.plan.page is None and "differs from OpenSlide's" in record.reader
+
+
+@pytest.mark.parametrize("levels", [1, 2])
+def test_an_overview_is_that_of_openslide(tmp_path, levels):
+    quarter = np.asarray(Image.fromarray(tissue()).resize((250, 175), Image.Resampling.BOX))
+    path = write_tiff(tmp_path / "slide.tiff", [tissue(), quarter][:levels])
+    pixels, unreadable = read_overview(path, 0.25, 1.7)
+    expected, _ = read_overview(path, 0.25, 1.7, reader="openslide")
+    assert pixels.shape == expected.shape == (103, 147, 3) and not unreadable.any()
+    assert np.abs(pixels.astype(int) - expected).mean() < 4
+
+
+def test_damaged_parts_of_an_overview_are_marked(tmp_path):
+    path = write_tiff(tmp_path / "slide.tiff", [tissue()])
+    damage(path, 0, [0])
+    unreadable = read_overview(path, 0.25, 1.0)[1]
+    assert unreadable[0, 0] and unreadable.mean() < 0.2 and not unreadable[-1, -1]
 
 
 def test_openslide_reads_what_it_is_asked_to(tmp_path):
