@@ -304,7 +304,9 @@ def collect(work: Path, split: str = "val") -> pd.DataFrame:
             "minutes": float(minutes.read_text()),
         }
         values = {name: result["values"] for name, result in evaluation["encoders"].items()}
-        if split == "test" and row["pair"] != "demo":
+        if split == "test":
+            if not (folder / "test.json").exists():  # not judged yet; the demo never is
+                continue
             values = json.loads((folder / "test.json").read_text())
         for encoder, of_encoder in values.items():
             row |= {f"{encoder} {name}": value for name, value in of_encoder.items()}
@@ -338,6 +340,7 @@ def table(options: argparse.Namespace) -> None:
 def curves(options: argparse.Namespace) -> None:
     """Draws the validation of each run against its step."""
     pairs = [path for path in sorted(options.work.glob("runs/*")) if path.is_dir()]
+    colors = plt.get_cmap("tab20")
     figure, axes = plt.subplots(1, len(pairs), figsize=(4 * len(pairs), 3.2), squeeze=False)
     for axis, pair in zip(axes[0], pairs, strict=True):
         for color, row in enumerate(sorted(pair.iterdir())):
@@ -350,7 +353,7 @@ def curves(options: argparse.Namespace) -> None:
                 steps = sorted(found)
                 label = None if number else row.name.replace("_", " ")
                 values = [found[step] for step in steps]
-                axis.plot(steps, values, color=f"C{color}", marker=".", label=label)
+                axis.plot(steps, values, color=colors(color), marker=".", label=label)
         axis.set(title=pair.name, xlabel="step", ylabel="unbiased CKA with the teacher")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=7)
