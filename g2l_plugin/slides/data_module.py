@@ -69,6 +69,11 @@ class TileDataModule(DataModule):
                 f"TileDataModule trains on a TileDataset, not on {type(dataset).__name__}. Use "
                 "eva.DataModule for other datasets."
             )
+        if options.collate_fn is not None:
+            raise UserError(
+                "`collate_fn` of the training loader is set, but tiles are read straight into the "
+                "memory of their batch. Remove it; change tiles in the dataset."
+            )
         # The options of eva's own loader, except those that PyTorch refuses without workers.
         n_cpus = usable_cpus()
         num_workers = n_cpus if options.num_workers is None else options.num_workers
@@ -80,7 +85,6 @@ class TileDataModule(DataModule):
             self.seed,
             options.drop_last,
             num_workers=num_workers,
-            collate_fn=options.collate_fn,
             persistent_workers=options.persistent_workers and num_workers > 0,
             prefetch_factor=options.prefetch_factor if num_workers else None,
             worker_init_fn=options.worker_init_fn,

@@ -188,6 +188,11 @@ class TileDataset(MapDataset[Any]):
         """
         return self.tiles.read(index)
 
+    @property
+    def tile_shape(self) -> tuple[int, int, int]:
+        """Shape of a tile: 3, height, width."""
+        return 3, self._grid.height, self._grid.width
+
     def describe_cohort(self) -> dict[str, Any]:
         """Counts tiles and, unless they are packed, slides and slides per centre, after `setup`."""
         described: dict[str, Any] = {"tiles": len(self)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import multiprocessing
 import os
 import signal
 import threading
@@ -19,8 +20,12 @@ from torch.utils.data import DataLoader, Subset
 
 from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.slides.batch import TileBatch
+from g2l_plugin.slides.block_reader import BlockReader
 from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.mixing import MixingBuffer, shuffled_blocks
+
+_PREFETCHED = 2
+"""Blocks that PyTorch's loader lets each worker read ahead, unless it is told another number."""
 
 _MIN_REFILLS = 4
 """Smallest number of times that an epoch fills the buffer. A buffer as large as the epoch would
@@ -65,14 +70,11 @@ class TileLoader:
         self._block_tiles = block_tiles
         self._buffer_tiles = buffer_tiles
         self._seed = seed
-        self._block_sampler = _BlockSampler()
         init_worker = worker_options.pop("worker_init_fn", None)
-        self._reader: DataLoader = DataLoader(
-            dataset,
-            batch_sampler=self._block_sampler,  # type: ignore[arg-type]
-            worker_init_fn=functools.partial(_start_worker, init_worker),
-            **worker_options,
-        )
+        worker_options["worker_init_fn"] = functools.partial(_start_worker, init_worker)
+        self._worker_options = worker_options
+        self._blocks: BlockReader | None = None
+        self._reader: DataLoader | None = None
         self._position = {"epoch": 0, "batches": 0}
         self._start = self._position
         self._resumed = False
@@ -126,7 +128,7 @@ class TileLoader:
     @property
     def num_workers(self) -> int:
         """Processes that read tiles; 0 if this process reads them."""
-        return self._reader.num_workers
+        return self._worker_options.get("num_workers", 0)
 
     def __iter__(self) -> Iterator[TileBatch]:
         """Yields the batches of an epoch, or the rest of a resumed one; pinned if there is a GPU.
@@ -144,27 +146,45 @@ class TileLoader:
         full = mixing.full_slots
         full = full[np.argsort(mixing.content[full])]
         refill = [full[i : i + self._block_tiles] for i in range(0, len(full), self._block_tiles)]
-        self._block_sampler.blocks = [mixing.content[slots] for slots in refill]
-        self._block_sampler.blocks += mixing.waiting
-        blocks = _start_reading(self._reader)
-        buffer: torch.Tensor | None = None
+        reader, blocks = self._start_reading(len(mixing.content))
+        blocks.start([mixing.content[slots] for slots in refill] + list(mixing.waiting))
+        read = _iterate(reader)
+        row_of_slot = np.zeros(len(mixing.content), np.int64)
         for batch in range(skip, len(self)):
             for slots in itertools.chain(refill, mixing.fill()):
                 with explain_dead_workers():
-                    tiles = next(blocks)
-                if buffer is None:
-                    buffer = tiles.new_empty((len(mixing.content), *tiles.shape[1:]))
-                buffer.numpy()[slots] = tiles.numpy()  # ten times as fast as torch's indexing
+                    row_of_slot[slots] = next(read)
             refill = []
-            assert buffer is not None  # an epoch with a batch has a block
             drawn = mixing.draw()
+            rows = row_of_slot[drawn]
             pinned = torch.cuda.is_available()
-            tiles = buffer.new_empty((len(drawn), *buffer.shape[1:]), pin_memory=pinned)
+            tiles = blocks.tiles.new_empty((len(rows), *self.dataset.tile_shape), pin_memory=pinned)
             # By numpy: as many threads of torch as cores wait 20 times as long for workers' cores.
-            np.take(buffer.numpy(), drawn, axis=0, out=tiles.numpy(), mode="clip")
+            np.take(blocks.tiles.numpy(), rows, axis=0, out=tiles.numpy(), mode="clip")
+            blocks.release(rows)
             self._position = {"epoch": epoch, "batches": batch + 1}
             numbers = mixing.content[drawn]
             yield TileBatch(tiles, numbers, self.dataset.tiles.substitutes(numbers), epoch)
+
+    def _start_reading(self, n_slots: int) -> tuple[DataLoader, BlockReader]:
+        """Makes the reader, or takes that of the last epoch, whose workers may go on.
+
+        Args:
+            n_slots: Slots of the mixing buffer.
+        """
+        ahead = self.num_workers * (self._worker_options.get("prefetch_factor") or _PREFETCHED) + 1
+        n_rows = n_slots + ahead * self._block_tiles
+        if self._reader is None or self._blocks is None or len(self._blocks.tiles) < n_rows:
+            context = self._worker_options.get("multiprocessing_context") or multiprocessing
+            method = context if isinstance(context, str) else context.get_start_method()
+            self._blocks = BlockReader(self.dataset, n_rows, method)
+            self._reader = DataLoader(
+                self._blocks,
+                batch_sampler=self._blocks,  # type: ignore[arg-type]
+                collate_fn=_as_it_is,
+                **self._worker_options,
+            )
+        return self._reader, self._blocks
 
     def _settings(self) -> dict[str, int]:
         """What decides the order, beside the devices."""
@@ -215,17 +235,11 @@ def some_batches(
             yield TileBatch(TileBatch.of(tiles).tiles, part, lost)
 
 
-class _BlockSampler:
-    """Blocks that the workers read next, as the batch sampler of PyTorch's loader."""
-
-    def __init__(self) -> None:
-        self.blocks: list[np.ndarray] = []
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return (block.tolist() for block in self.blocks)
+def _as_it_is(rows: list[int]) -> list[int]:
+    return rows
 
 
-def _start_reading(reader: DataLoader) -> Iterator[torch.Tensor]:
+def _iterate(reader: DataLoader) -> Iterator[list[int]]:
     """Starts the workers; a worker's death is reported only by the wait for its tiles."""
     with explain_dead_workers():
         blocks = iter(reader)

@@ -16,6 +16,8 @@ from g2l_plugin.slides.slide_source import SlideTiles
 class NumberedTiles(TileDataset):
     """Tiles whose pixels hold their number."""
 
+    tile_shape = (3, 1, 1)
+
     def __init__(self, group_sizes):
         super().__init__("")
         self._tiles = SlideTiles([], (1, 1))
@@ -56,12 +58,31 @@ def test_an_epoch_has_every_tile_once():
     assert len(set(itertools.chain(*batches))) == 43 * 16
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_the_order_does_not_depend_on_the_workers(workers):
+@pytest.mark.parametrize(("workers", "ahead"), [(1, 2), (2, 1), (2, 7)])
+def test_the_order_does_not_depend_on_the_workers(workers, ahead):
     alone = make_loader()
-    others = make_loader(num_workers=workers, persistent_workers=True, prefetch_factor=2)
+    others = make_loader(num_workers=workers, persistent_workers=True, prefetch_factor=ahead)
     for number in range(2):
         assert epoch(others, number) == epoch(alone, number)
+
+
+def test_workers_that_are_not_forked_read_the_same_tiles(tmp_path, write_slide):
+    write_slide(tmp_path / "slides" / "slide.tiff")
+    options = {"index_dir": str(tmp_path / "index"), "width": 64, "height": 64}
+    dataset = TileDataset(str(tmp_path / "slides"), n_val_tiles=0, **options)
+    dataset.prepare_data()
+    dataset.setup()
+    alone = [batch.tiles for batch in TileLoader(dataset, 8)]
+    spawned = TileLoader(dataset, 8, num_workers=1, multiprocessing_context="spawn")
+    for batch, expected in zip(spawned, alone, strict=True):
+        assert torch.equal(batch.tiles, expected)
+
+
+def test_an_epoch_that_is_left_does_not_disturb_the_next():
+    loader = make_loader(num_workers=2)
+    for _ in range(3):
+        next(iter(loader))
+    assert epoch(loader, 1) == epoch(make_loader(), 1)
 
 
 def test_the_order_depends_on_seed_and_epoch():

@@ -610,7 +610,7 @@ def test_a_worker_that_dies_is_reported_and_nothing_is_lost(make_run, slide_tile
 
     class Kill(Callback):
         def on_train_batch_end(self, trainer, *args):
-            if trainer.global_step == 3:
+            if trainer.global_step == 1:
                 for worker in multiprocessing.active_children():
                     worker.kill()
                     time.sleep(0.2)  # the signal of its death would end the step here
@@ -623,7 +623,7 @@ def test_a_worker_that_dies_is_reported_and_nothing_is_lost(make_run, slide_tile
     with pytest.raises(UserError, match="^A process that reads tiles died: DataLoader worker"):
         trainer.fit(first, datamodule=data)
     step = first.global_step
-    assert step >= 3
+    assert step >= 1
     assert (run_folder(tmp_path) / "checkpoints" / f"step={step:08d}.ckpt").is_file()
     trainer, second, data = make_run(**options)
     trainer.fit(second, datamodule=data)
