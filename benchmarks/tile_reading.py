@@ -55,7 +55,7 @@ def read_plain(dataset: TileDataset) -> Iterator[int]:
 
 def decode_alone(dataset: TileDataset) -> Iterator[float] | None:
     """Decodes each tile of the files that is needed, once a pass; yields its share of a tile."""
-    tiles, jobs, seen = dataset.tiles, [], {}
+    tiles, jobs, seen = dataset.tiles, [], set()
     for number, (path, plan) in enumerate(zip(tiles.paths, tiles.reader._plans, strict=True)):
         if plan.page is None:
             return None
@@ -72,7 +72,7 @@ def decode_alone(dataset: TileDataset) -> Iterator[float] | None:
                 rows = range(top // tile_h, -(-(top + height) // tile_h))
                 needed |= {row * page.columns + column for row in rows for column in columns}
             share = (tiles.slide_of_tile == number).sum() / len(needed)
-            seen[identity] = share
+            seen.add(identity)
             size = [length // plan.reduction for length in page.tile_size]
             some = np.random.default_rng(0).permutation(sorted(needed))[:2000].tolist()
             data = [os.pread(slide._file, int(page.counts[n]), int(page.offsets[n])) for n in some]

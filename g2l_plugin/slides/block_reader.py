@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from g2l_plugin.errors import UserError
+
 _Job = tuple[list[int], list[int]]
 """Rows, and the numbers of the tiles that belong there."""
 
@@ -18,9 +20,9 @@ _Job = tuple[list[int], list[int]]
 class BlockReader(Dataset):
     """Reads blocks of tiles into rows of memory that all processes share.
 
-    A worker sends no pixels: not one is copied, or given new memory, on its way to the buffer. It
-    is the dataset and the batch sampler of PyTorch's loader at once, which asks for the next block
-    when it hands a worker one.
+    A worker sends no pixels: it copies each tile into its row, and says that it has. This is the
+    dataset and the batch sampler of PyTorch's loader at once, which asks for the next block when it
+    hands a worker one.
 
     Attributes:
         tiles: The rows, uint8 (rows, 3, height, width).
@@ -59,11 +61,23 @@ class BlockReader(Dataset):
             yield rows, block.tolist()
 
     def __getitems__(self, job: _Job) -> list[int]:
-        """Reads a block in a worker; returns its rows."""
+        """Reads a block in a worker; returns its rows.
+
+        Raises:
+            UserError: A tile cannot be read, or has another shape than the dataset says.
+        """
         rows, numbers = job
         tiles = self.tiles.numpy()
         for row, number in zip(rows, numbers, strict=True):
-            tiles[row] = self._dataset[number]
+            tile = self._dataset[number]
+            is_tensor, expected = isinstance(tile, torch.Tensor), tiles.shape[1:]
+            if not is_tensor or tile.shape != expected:
+                found = f"of {tuple(tile.shape)}" if is_tensor else f"a {type(tile).__name__}"
+                raise UserError(
+                    f"Tile {number} is {found}, expected a tensor of {expected}. Remove labels and "
+                    "transforms that change its size from the training tiles."
+                )
+            tiles[row] = tile
         return rows
 
     def __getstate__(self) -> dict[str, Any]:

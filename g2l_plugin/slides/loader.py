@@ -146,9 +146,9 @@ class TileLoader:
         full = mixing.full_slots
         full = full[np.argsort(mixing.content[full])]
         refill = [full[i : i + self._block_tiles] for i in range(0, len(full), self._block_tiles)]
-        reader, blocks = self._start_reading(len(mixing.content))
+        reader, blocks = self._make_reader(len(mixing.content))
         blocks.start([mixing.content[slots] for slots in refill] + list(mixing.waiting))
-        read = _iterate(reader)
+        read = _start_workers(reader)
         row_of_slot = np.zeros(len(mixing.content), np.int64)
         for batch in range(skip, len(self)):
             for slots in itertools.chain(refill, mixing.fill()):
@@ -166,7 +166,7 @@ class TileLoader:
             numbers = mixing.content[drawn]
             yield TileBatch(tiles, numbers, self.dataset.tiles.substitutes(numbers), epoch)
 
-    def _start_reading(self, n_slots: int) -> tuple[DataLoader, BlockReader]:
+    def _make_reader(self, n_slots: int) -> tuple[DataLoader, BlockReader]:
         """Makes the reader, or takes that of the last epoch, whose workers may go on.
 
         Args:
@@ -239,7 +239,7 @@ def _as_it_is(rows: list[int]) -> list[int]:
     return rows
 
 
-def _iterate(reader: DataLoader) -> Iterator[list[int]]:
+def _start_workers(reader: DataLoader) -> Iterator[list[int]]:
     """Starts the workers; a worker's death is reported only by the wait for its tiles."""
     with explain_dead_workers():
         blocks = iter(reader)

@@ -194,7 +194,7 @@ class TiffSlide:
             try:
                 with self._open_tiff() as tiff:
                     self._pages[number] = _Page(tiff.pages[number])
-            except (Unsupported, IndexError) as error:
+            except Exception as error:  # a malformed file raises any error where it is parsed
                 raise openslide.OpenSlideError(f"image {number} of the file: {error}") from error
         return self._pages[number]
 

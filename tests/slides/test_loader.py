@@ -85,6 +85,13 @@ def test_an_epoch_that_is_left_does_not_disturb_the_next():
     assert epoch(loader, 1) == epoch(make_loader(), 1)
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_tile_of_another_shape_is_told(monkeypatch, workers):
+    monkeypatch.setattr(NumberedTiles, "tile_shape", (3, 2, 2))
+    with pytest.raises(UserError, match=r"is of \(3, 1, 1\), expected .*\(3, 2, 2\)"):
+        epoch(make_loader(num_workers=workers))
+
+
 def test_the_order_depends_on_seed_and_epoch():
     orders = {
         tuple(itertools.chain(*epoch(make_loader(seed=seed), number)))
