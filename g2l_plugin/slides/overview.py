@@ -139,21 +139,22 @@ def _read_part(
     size = (x1 - x0, y1 - y0)
     left, top = round(x0 * step[0]), round(y0 * step[1])
     right, bottom = max(round(x1 * step[0]), left + 1), max(round(y1 * step[1]), top + 1)
+    box: tuple[float, float, float, float] | None = None
     if isinstance(slide, TiffSlide):
         assert plan.page is not None
         # Whole squares of pixels are decoded as one; what of them is outside is cut off below.
         factor = max_reduction(min(step))
         x, y = left // factor * factor, top // factor * factor
         region_size = (-((x - right) // factor) * factor, -((y - bottom) // factor) * factor)
-        planes = slide.read(plan.page, (x, y), region_size, factor)
-        factor = region_size[0] // planes.shape[2]
-        image = Image.fromarray(np.ascontiguousarray(planes.transpose(1, 2, 0)))
-        box = tuple(length / factor for length in (left - x, top - y, right - x, bottom - y))
+        image = Image.fromarray(slide.read(plan.page, (x, y), region_size, factor))
+        factor = region_size[0] // image.width
+        left, top, right, bottom = left - x, top - y, right - x, bottom - y
+        box = (left / factor, top / factor, right / factor, bottom / factor)
     else:
         downsample = slide.level_downsamples[plan.level]
         corner = (round(left * downsample), round(top * downsample))
         region = slide.read_region(corner, plan.level, (right - left, bottom - top))
-        image, box = paste_on_white(region), None
+        image = paste_on_white(region)
     return np.asarray(image.resize(size, Image.Resampling.BOX, box=box))
 
 

@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import Literal
 
+import cv2
 import numpy as np
 import openslide
 import torch
@@ -328,15 +329,18 @@ def read_tile(
     """
     if isinstance(slide, TiffSlide):
         assert plan.page is not None
-        tile = slide.read(plan.page, plan.on_level(x, y), plan.read_size, plan.reduction)
+        pixels = slide.read(plan.page, plan.on_level(x, y), plan.read_size, plan.reduction)
     else:
-        tile = read_region(slide, (x, y), plan).transpose(2, 0, 1)  # (3 or 4, height, width)
-    if tile.shape[1:] != size[::-1]:
+        pixels = read_region(slide, (x, y), plan)
+    height, width, channels = pixels.shape
+    if (width, height) != size:
         # Pillow gives the same pixels to within one grey level, but needs four times as long.
-        planes = torch.from_numpy(tile.copy("K"))[None]
+        planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
         resized = functional.interpolate(planes, size[::-1], mode="bicubic", antialias=True)
-        tile = resized[0].numpy()
-    return np.ascontiguousarray(tile[:3])
+        return np.ascontiguousarray(resized[0, :3].numpy())
+    tile = np.empty((channels, height, width), np.uint8)
+    cv2.split(pixels, list(tile))  # three times as fast as numpy's copy of a transpose
+    return tile[:3]
 
 
 def read_region(slide: openslide.OpenSlide, corner: tuple[int, int], plan: ReadPlan) -> np.ndarray:

@@ -163,9 +163,9 @@ def test_a_reduced_region_is_close_to_the_mean_of_its_pixels(layout, reduction):
         whole = tiff.read(page, (16, 32), (480, 320)).astype(float)
         reduced = tiff.read(page, (16, 32), (480, 320), reduction)
         is_jpeg2000 = tiff.is_jpeg2000(page)
-    shape = (3, 320 // reduction, reduction, 480 // reduction, reduction)
-    assert reduced.shape == (3, 320 // reduction, 480 // reduction)
-    difference = np.abs(reduced - whole.reshape(shape).mean((2, 4))).mean()
+    shape = (320 // reduction, reduction, 480 // reduction, reduction, 3)
+    assert reduced.shape == (320 // reduction, 480 // reduction, 3)
+    difference = np.abs(reduced - whole.reshape(shape).mean((1, 3))).mean()
     assert difference < (15 if is_jpeg2000 else 3)  # JPEG 2000 lies up to half a pixel off
 
 
@@ -173,8 +173,8 @@ def test_what_cannot_be_reduced_is_read_at_the_next_size(tmp_path):
     path = write_tiff(tmp_path / "slide.tiff", [tissue()])
     with TiffSlide(path) as tiff:
         page = tiff.find_page(SIZE)
-        assert tiff.read(page, (0, 0), (100, 100), 8).shape == (3, 25, 25)
-        assert tiff.read(page, (1, 0), (100, 100), 8).shape == (3, 100, 100)
+        assert tiff.read(page, (0, 0), (100, 100), 8).shape == (25, 25, 3)
+        assert tiff.read(page, (1, 0), (100, 100), 8).shape == (100, 100, 3)
         whole = tiff.read(page, (1, 0), (100, 100))
         np.testing.assert_array_equal(tiff.read(page, (1, 0), (100, 100), 8), whole)
 
@@ -225,6 +225,14 @@ def test_a_damaged_tile_is_told_and_its_neighbours_are_read(tmp_path):
             cut.read(page, (480, 0), (100, 100))
 
 
+def test_a_file_that_goes_bad_after_it_was_opened_is_told(tmp_path):
+    path = write_tiff(tmp_path / "slide.tiff", [tissue()])
+    with TiffSlide(path) as tiff:
+        path.write_bytes(b"no slide")
+        with pytest.raises(openslide.OpenSlideError, match="image 0 of the file: not a TIFF"):
+            tiff.read(0, (0, 0), (100, 100))
+
+
 FUZZED = {}
 
 
@@ -252,7 +260,7 @@ def test_no_bytes_take_the_process_with_them(tmp_path_factory, colours, changes,
         with TiffSlide(path) as tiff:
             for corner in ((0, 0), (240, 0), (0, 240), (240, 240)):
                 with contextlib.suppress(openslide.OpenSlideError):
-                    assert tiff.read(plan.page, corner, (240, 240)).shape == (3, 240, 240)
+                    assert tiff.read(plan.page, corner, (240, 240)).shape == (240, 240, 3)
 
 
 @given(sizes=st.lists(st.integers(1, 50), min_size=1), limit=st.integers(50, 200))
