@@ -44,7 +44,7 @@ class TileDataset(MapDataset[Any]):
         overwrite_mpp: float | None = None,
         min_tissue: float = 0.5,
         min_sharpness: float = 0.1,
-        reader: Literal["auto", "openslide"] = "auto",
+        reader: str = "auto",
         keep_duplicates: bool = False,
         max_lost: float = 0.01,
         split: Literal["train", "val"] | None = None,

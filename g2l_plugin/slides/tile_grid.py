@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import openslide
 from PIL import Image
 
+from g2l_plugin.errors import UserError
 from g2l_plugin.slides import tissue
 from g2l_plugin.slides.overview import read_overview
 from g2l_plugin.slides.proof import prove
@@ -29,6 +29,9 @@ from g2l_plugin.slides.thumbnail import draw_thumbnail
 
 _SQUARE = 8
 """The table lists tiles in squares of 8 by 8, because neighbours share compressed pixels."""
+
+READERS = ("auto", "openslide")
+"""What may read tiles, see `TileGrid`."""
 
 _MAX_INK = 0.05
 """A tile is left out if a larger share of its area is ink."""
@@ -55,7 +58,18 @@ class TileGrid:
     overwrite_mpp: float | None = None
     min_tissue: float = 0.5
     min_sharpness: float = 0.1
-    reader: Literal["auto", "openslide"] = "auto"
+    reader: str = "auto"
+
+    def __post_init__(self) -> None:
+        """Checks the reader.
+
+        Raises:
+            UserError: There is no such reader.
+        """
+        if self.reader not in READERS:
+            raise UserError(
+                f"`reader` (READER) is {self.reader!r}. Expected {' or '.join(READERS)}."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy import ndimage
 
 from g2l_plugin import TileDataset, TileGrid, build_index
+from g2l_plugin.errors import UserError
 from g2l_plugin.slides.overview import read_overview
 from g2l_plugin.slides.proof import prove
 from g2l_plugin.slides.slide import ReadPlan, open_slide, plan_reads, read_tile
@@ -348,6 +349,11 @@ def test_openslide_reads_what_it_is_asked_to(tmp_path):
     assert (record.reader, slide.plan.page) == ("openslide: READER", None)
     # Back again, the proof is made up for.
     assert index(tmp_path / "index", path)[1].plan.page == 0
+
+
+def test_an_unknown_reader_is_told():
+    with pytest.raises(UserError, match="is 'tiff'. Expected auto or openslide"):
+        TileDataset("slides", reader="tiff")
 
 
 def test_real_slides_are_read_by_their_own_tiles(real_slides, tmp_path):
