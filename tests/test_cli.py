@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from helpers import damage, run_g2l
+from PIL import Image
 
 from g2l_plugin import cli
 
@@ -127,3 +128,26 @@ def test_config_lists_finds_and_copies(tmp_path, capsys):
     assert "no config 'g2l_lnug'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         cli.main(["config", "--copy", str(tmp_path)])
+
+
+def test_images_are_packed_and_the_last_line_names_their_settings(tmp_path, capsys):
+    for number in range(4):
+        image = Image.new("RGB", (64, 64), (number, 90, 90))
+        (tmp_path / "images").mkdir(exist_ok=True)
+        image.save(tmp_path / "images" / f"p{number // 2}_{number}.png")
+    arguments = ["pack", str(tmp_path / "images"), str(tmp_path / "packed"), "--workers", "1"]
+    options = ["--mpp", "0.25", "--tile-size", "32", "--patient-pattern", "p[01]", "--seed", "3"]
+    assert cli.main([*arguments, *options]) == 0
+    told = f"PACKED_ROOT={tmp_path / 'packed'} TILE_SIZE=32 COHORT_SEED=3 eva fit"
+    assert told in capsys.readouterr().out.splitlines()[-1]
+    assert cli.main([*arguments, *options]) == 1
+    assert "packed exists. Remove it" in capsys.readouterr().err
+
+
+def test_an_index_is_not_packed_with_settings_of_images(slides, tmp_path, capsys):
+    cli.main(["index", str(slides), str(tmp_path / "index"), *SMALL])
+    arguments = ["pack", str(tmp_path / "index"), str(tmp_path / "packed")]
+    assert cli.main([*arguments, "--tile-size", "64", "--mpp", "0.5"]) == 1
+    assert "is an index, which has its settings already: leave out --mpp, --tile-size" in (
+        capsys.readouterr().err
+    )

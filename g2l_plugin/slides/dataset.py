@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections import Counter
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,10 +15,10 @@ from typing_extensions import override
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides import index as index_lib
-from g2l_plugin.slides.cohort import CohortSlide
 from g2l_plugin.slides.indexing import build_index
 from g2l_plugin.slides.packed_source import PackedTiles, check_settings
 from g2l_plugin.slides.slide_source import SlideTiles
+from g2l_plugin.slides.split import Split, tiles_of_split
 from g2l_plugin.slides.tile_grid import TileGrid
 from g2l_plugin.slides.tile_source import TileSource
 
@@ -47,7 +46,7 @@ class TileDataset(MapDataset[Any]):
         reader: str = "auto",
         keep_duplicates: bool = False,
         max_lost: float = 0.01,
-        split: Literal["train", "val"] | None = None,
+        split: Split | None = None,
         n_val_tiles: int = 2048,
         n_val_patients: int = 20,
         seed: int = 0,
@@ -107,7 +106,6 @@ class TileDataset(MapDataset[Any]):
         self._packed_root = packed_root
 
         self._tiles: TileSource | None = None
-        self._slides: list[CohortSlide] | None = None
 
     @property
     def tiles(self) -> TileSource:
@@ -155,9 +153,17 @@ class TileDataset(MapDataset[Any]):
         index.check_losses(self._max_lost)
         size = (self._grid.width, self._grid.height)
         tiles = SlideTiles(index.load(), size, self._max_lost, self._max_open_slides)
-        self._slides = index.used()
         if self._split is not None:
-            tiles.keep(self._numbers_of_split(tiles))
+            tiles.keep(
+                tiles_of_split(
+                    self._split,
+                    tiles.origins.patients,
+                    tiles.group_sizes,
+                    self._n_val_tiles,
+                    self._n_val_patients,
+                    self._seed,
+                )
+            )
         self._tiles = tiles
 
     @override
@@ -194,14 +200,8 @@ class TileDataset(MapDataset[Any]):
         return 3, self._grid.height, self._grid.width
 
     def describe_cohort(self) -> dict[str, Any]:
-        """Counts tiles and, unless they are packed, slides and slides per centre, after `setup`."""
-        described: dict[str, Any] = {"tiles": len(self)}
-        if self._slides is not None:
-            sizes = self.tiles.group_sizes
-            slides = [slide for slide, size in zip(self._slides, sizes, strict=True) if size]
-            centres = Counter(slide.centre or "unknown" for slide in slides)
-            described |= {"slides": len(slides), "centres": dict(sorted(centres.items()))}
-        return described
+        """Counts tiles, and their slides or images in all and per centre, after `setup`."""
+        return {"tiles": len(self), **self.tiles.origins.count()}
 
     def fingerprint(self) -> str:
         """Hash of the tiles and their size, after `setup`; tile numbers agree where it agrees."""
@@ -213,8 +213,8 @@ class TileDataset(MapDataset[Any]):
         """Lists where tiles are, after `setup`.
 
         Returns:
-            Columns `tile` (number) and, unless tiles are packed, `slide` (path), `x` and `y` (upper
-            left corner in pixels of level 0).
+            Columns `tile` (number), `slide` (path; of a packed tile, its name in the pack), `x` and
+            `y` (upper left corner in pixels of level 0).
         """
         return self.tiles.locate(numbers)
 
@@ -229,39 +229,9 @@ class TileDataset(MapDataset[Any]):
     def patients(self, numbers: np.ndarray) -> np.ndarray | None:
         """Patients of tiles after `setup`, (len(numbers),): where one is unknown, the slide.
 
-        None for packed tiles, as a pack does not record slides; and for the tiles of a single
-        patient, who is trained on too.
+        None for the tiles of a single patient, who is trained on too.
         """
-        if self._slides is None or len({_patient(slide) for slide in self._slides}) < 2:
+        origins = self.tiles.origins
+        if len(np.unique(origins.patients)) < 2:
             return None
-        slide_of_tile = np.searchsorted(np.cumsum(self.tiles.group_sizes), numbers, side="right")
-        return np.array([_patient(slide) for slide in self._slides])[slide_of_tile]
-
-    def _numbers_of_split(self, tiles: TileSource) -> np.ndarray:
-        """Numbers of the tiles of this split, ascending."""
-        assert self._slides is not None
-        rng = np.random.default_rng(self._seed)
-        patients = np.array([_patient(slide) for slide in self._slides])
-        names = rng.permutation(np.unique(patients[tiles.group_sizes > 0]))
-        wanted = self._n_val_patients if self._n_val_tiles else 0
-        n_held_out = min(wanted, _most_val_patients(len(names)))
-        # By slide first: the names of ten million tiles would take gigabytes.
-        held_out = np.repeat(np.isin(patients, names[:n_held_out]), tiles.group_sizes)  # (tiles,)
-        if wanted and not n_held_out:
-            logger.warning(
-                f"All {len(tiles):,} tiles are of one patient: validation uses a tenth of them, "
-                "and says little about other patients."
-            )
-            held_out[rng.permutation(len(tiles))[: len(tiles) // 10]] = True
-        if self._split == "val":
-            return np.sort(rng.permutation(np.flatnonzero(held_out))[: self._n_val_tiles])
-        return np.flatnonzero(~held_out)
-
-
-def _patient(slide: CohortSlide) -> str:
-    return slide.patient or slide.slide
-
-
-def _most_val_patients(n_patients: int) -> int:
-    """How many of a cohort's patients may be held out."""
-    return max(n_patients // 10, min(n_patients // 4, 2), min(n_patients // 2, 1))
+        return origins.patients[origins.of_tile[numbers]]

@@ -43,12 +43,16 @@ class SlideIndex:
         plan: How its tiles are read.
         xy: Upper left corners in pixels of level 0, int32 (tiles, 2), with neighbours close.
         bytes: Size of its file when it was indexed.
+        patient: The patient, or the slide's name in the index if the patient is unknown.
+        centre: The centre; "" if unknown.
     """
 
     path: Path
     plan: ReadPlan
     xy: np.ndarray
     bytes: int = 0
+    patient: str = ""
+    centre: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,18 +74,20 @@ class Index:
 
     def used(self) -> list[CohortSlide]:
         """Returns the slides that have tiles."""
-        return [slide for slide, *_ in self._used_with_plans()]
+        pairs = zip(self.cohort, self.records, strict=True)
+        return [slide for slide, record in pairs if record.outcome == "used"]
 
     def load(self) -> list[SlideIndex]:
         """Reads the tile tables of the slides that have tiles."""
         return [
-            SlideIndex(self.root / slide.slide, plan, read_xy(self.folder, slide), record.bytes)
-            for slide, record, plan in self._used_with_plans()
-        ]
-
-    def _used_with_plans(self) -> list[tuple[CohortSlide, SlideRecord, ReadPlan]]:
-        return [
-            (slide, record, record.plan)
+            SlideIndex(
+                self.root / slide.slide,
+                record.plan,
+                read_xy(self.folder, slide),
+                record.bytes,
+                slide.patient or slide.slide,
+                slide.centre,
+            )
             for slide, record in zip(self.cohort, self.records, strict=True)
             if record.outcome == "used" and record.plan is not None
         ]

@@ -56,7 +56,7 @@ class LostTiles:
         if lost * self._n_devices > self._max_lost * total:
             raise UserError(
                 f"{lost:,} of {total:,} tiles cannot be read, more than the {self._max_lost:.1%} "
-                "that `max_lost` (MAX_LOST, --max-lost) allows. Repair the slides, or raise the "
+                "that `max_lost` (MAX_LOST, --max-lost) allows. Repair the files, or raise the "
                 f"limit. The last error: {message}"
             )
 

@@ -1,42 +1,40 @@
-"""Packing: the tiles of an index are written once into shards, which are fast to stream.
+"""Packing: tiles of slides, or of other images, are written once into shards that stream fast.
 
-The shards are in LitData's format (https://github.com/Lightning-AI/litData): chunks of thousands of
-JPEG files and an `index.json`, on a disk or in an object store. Each shard mixes tiles of many
-slides, so that a loader can read whole shards and still mix slides.
+A pack is a folder, on a disk or in an object store, with `pack.json` (the settings),
+`origins.parquet` (the slides or images) and a folder of shards for each split.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import json
 import os
+import re
+import shutil
 import tempfile
-import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 from loguru import logger
-from PIL import Image
-from tqdm import tqdm
 
-from g2l_plugin.errors import UserError, message_in
-from g2l_plugin.files import new_folder, write_text
-from g2l_plugin.parallel import usable_cpus
+from g2l_plugin.errors import UserError
+from g2l_plugin.files import locked, new_file, write_text
+from g2l_plugin.slides.cohort import describe_slide
 from g2l_plugin.slides.dataset import TileDataset
+from g2l_plugin.slides.image_set import ImageSet, find_images
+from g2l_plugin.slides.image_source import ImageTiles, measure_images
 from g2l_plugin.slides.index import read_settings
-from g2l_plugin.slides.mixing import shuffled_blocks
-from g2l_plugin.slides.packed_source import PackedTiles, import_litdata
-
-SHARD_TILES = 2048
-"""Tiles per shard, about 80 MB."""
-
-_BLOCK_TILES = 16
-"""Neighbours that go into the same shard: few, so that a shard mixes many slides."""
+from g2l_plugin.slides.packed_source import ORIGINS, import_litdata
+from g2l_plugin.slides.patients import clean_patient
+from g2l_plugin.slides.shards import PackableTiles, has_shards, write_shards
+from g2l_plugin.slides.slide_source import SlideTiles
+from g2l_plugin.slides.split import SPLITS, Split, tiles_of_split
 
 
 def pack_tiles(
@@ -50,7 +48,8 @@ def pack_tiles(
 ) -> None:
     """Packs the tiles of an index into shards, with training and validation separate.
 
-    Validation tiles are chosen with the seed of the index.
+    Validation tiles are chosen with the seed of the index. A call that was stopped is continued by
+    the same call.
 
     Args:
         index_dir: Folder of the index.
@@ -58,28 +57,19 @@ def pack_tiles(
         n_val_tiles: Tiles for validation, as in `TileDataset`.
         n_val_patients: Patients held out for them, as in `TileDataset`.
         quality: JPEG quality, 1 to 100, without chroma subsampling.
-        max_lost: Maximum share of tiles that may be unreadable, 0 to 1.
-        workers: Number of processes; None uses one per CPU core.
+        max_lost: Largest share of tiles that may be unreadable, 0 to 1.
+        workers: Processes; None starts one per usable CPU core.
 
     Raises:
-        UserError: There is no index, the output exists, too many tiles are lost, or the disk is
-            full.
+        UserError: There is no index, the output exists or was begun with other settings, too many
+            tiles are lost, or the disk is full.
     """
     import_litdata()
-    output = Path(output).expanduser()
-    if output.exists():
-        raise UserError(f"{output} exists. Remove it, or pack into another folder.")
     settings = read_settings(index_dir)
     seed = settings["cohort"]["seed"]
-    written: dict[str, Any] = {
-        "index": settings,
-        "quality": quality,
-        "seed": seed,
-        "n_val_tiles": n_val_tiles,
-        "n_val_patients": n_val_patients,
-    }
-    with _explain_full_disk(output), new_folder(output) as partial:
-        for split in ("train", "val"):
+    with _unfinished_pack(Path(output).expanduser()) as folder:
+        sources: dict[Split, SlideTiles] = {}
+        for split in SPLITS:
             dataset = TileDataset(
                 settings["cohort"]["root"],
                 **settings["grid"],
@@ -92,14 +82,156 @@ def pack_tiles(
                 max_lost=max_lost,
             )
             dataset.setup()
-            _pack_split(dataset, partial, split, seed, quality, workers)
-            written[f"{split}_tiles"] = len(dataset)
-        write_text(partial / "pack.json", json.dumps(written, indent=1) + "\n")
+            assert isinstance(dataset.tiles, SlideTiles)
+            sources[split] = dataset.tiles
+        root = Path(settings["cohort"]["root"]).expanduser()
+        names = [path.relative_to(root).as_posix() for path in sources["train"].paths]
+        description = {
+            "index": settings,
+            "seed": seed,
+            "n_val_tiles": n_val_tiles,
+            "n_val_patients": n_val_patients,
+        }
+        _write_pack(folder, description, sources, names, quality, max_lost, workers)
+
+
+def pack_images(
+    source: str | Path,
+    output: str | Path,
+    mpp: float | None = None,
+    tile_size: int = 256,
+    target_mpp: float = 0.5,
+    patient_pattern: str | None = None,
+    n_val_tiles: int = 2048,
+    n_val_patients: int = 20,
+    seed: int = 0,
+    quality: int = 95,
+    max_lost: float = 0.01,
+    workers: int | None = None,
+) -> None:
+    """Packs images that are no slides, so that a run trains on them as on tiles of slides.
+
+    An image is divided into tiles on a grid in its middle, without regard to tissue. One that is a
+    JPEG file of exactly one tile is kept as it is.
+
+    Args:
+        source: Folder of images, manifest, tar or parquet file, as in `find_images`.
+        output: Folder for the shards, which must not exist.
+        mpp: Microns per pixel of images for which a manifest says none.
+        tile_size: Width and height of the tiles in pixels, at `target_mpp`.
+        target_mpp: Microns per pixel of the tiles.
+        patient_pattern: Regular expression whose first group, or the whole, is the patient in an
+            image's name. None reads the patient from a manifest's column, or from a TCGA barcode.
+        n_val_tiles: Tiles for validation, as in `TileDataset`.
+        n_val_patients: Patients held out for them. If patients are unknown, a tenth of the tiles.
+        seed: Seed of the choice of validation tiles and of the order in the shards.
+        quality: JPEG quality, 1 to 100, without chroma subsampling.
+        max_lost: Largest share of images, and of tiles, that may be unusable, 0 to 1.
+        workers: Processes; None starts one per usable CPU core.
+
+    Raises:
+        UserError: There are no images, their resolution or the patients of some are unknown, too
+            many are unusable, the output exists or was begun with other settings, or the disk is
+            full.
+    """
+    import_litdata()
+    images = find_images(source)
+    if mpp is not None:
+        images.table["mpp"] = images.table["mpp"].fillna(mpp)
+    images.table["patient"] = _find_patients(images.table, patient_pattern)
+    with _unfinished_pack(Path(output).expanduser()) as folder:
+        sizes = _measure_once(images, folder / ".sizes.parquet")
+        sources: dict[Split, ImageTiles] = {}
+        for split in SPLITS:
+            tiles = ImageTiles(images, sizes, tile_size, target_mpp, max_lost)
+            per_image = np.bincount(tiles.origins.of_tile, minlength=len(images))
+            patients = images.table["patient"].to_numpy(str)
+            tiles.keep(
+                tiles_of_split(split, patients, per_image, n_val_tiles, n_val_patients, seed)
+            )
+            sources[split] = tiles
+        description = {
+            "images": Path(source).name,
+            "grid": {"width": tile_size, "height": tile_size, "target_mpp": target_mpp},
+            "seed": seed,
+            "n_val_tiles": n_val_tiles,
+            "n_val_patients": n_val_patients,
+        }
+        names = images.table["name"].tolist()
+        _write_pack(folder, description, sources, names, quality, max_lost, workers)
+        (folder / ".sizes.parquet").unlink()
+
+
+def _write_pack(
+    folder: Path,
+    description: dict[str, Any],
+    sources: Mapping[Split, PackableTiles],
+    names: list[str],
+    quality: int,
+    max_lost: float,
+    workers: int | None,
+) -> None:
+    """Writes a pack, or what is missing of it.
+
+    Args:
+        folder: Where; what is there was written by an earlier call.
+        description: The settings.
+        sources: The tiles of each split.
+        names: Names of the slides or images.
+        quality: JPEG quality.
+        max_lost: Largest share of tiles that may be unreadable.
+        workers: Processes.
+    """
+    description = description | {"quality": quality}
+    description |= {f"{split}_tiles": len(source) for split, source in sources.items()}
+    description["content"] = {split: source.fingerprint() for split, source in sources.items()}
+    _check_same_pack(folder, description)
+    _write_origins(folder / ORIGINS, sources["train"], names)
+    for split, source in sources.items():
+        lost = write_shards(source, folder / split, description["seed"], quality, workers)
+        if lost > max_lost * len(source):
+            raise UserError(
+                f"{lost:,} of {len(source):,} {split} tiles cannot be read, more than the "
+                f"{max_lost:.1%} that --max-lost allows. Raise it, or repair the files, remove "
+                f"{folder} and pack again."
+            )
+        if lost:
+            logger.warning(f"{lost} {split} tiles cannot be read. Substitutes are packed instead.")
+
+
+@contextlib.contextmanager
+def _unfinished_pack(output: Path) -> Iterator[Path]:
+    """Yields the folder of a pack that is not whole, which is renamed if the block succeeds.
+
+    If the block fails after shards were written, the folder stays: the next call goes on with it.
+    """
+    folder = output.with_name(f".{output.name}.part")
+    _check_absent(output)
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = folder / ".lock"
+    with locked(lock):
+        try:
+            _check_absent(output)  # another process may have ended it
+            with _explain_full_disk(output):
+                yield folder
+        except BaseException:
+            if has_shards(folder):
+                logger.info(f"What was packed is in {folder}: the same command continues it.")
+            else:
+                shutil.rmtree(folder)
+            raise
+        lock.unlink()
+        folder.rename(output)
+
+
+def _check_absent(output: Path) -> None:
+    if output.exists():
+        raise UserError(f"{output} exists. Remove it, or pack into another folder.")
 
 
 @contextlib.contextmanager
 def _explain_full_disk(output: Path) -> Iterator[None]:
-    """Turns the errors of a full disk, here or in one of LitData's processes, into one line."""
+    """Turns the errors of a full disk, here or in a worker, into one line."""
     try:
         yield
     except (OSError, RuntimeError) as error:
@@ -109,88 +241,94 @@ def _explain_full_disk(output: Path) -> Iterator[None]:
             raise
         raise UserError(
             f"Packing into {output} failed: {reason}. Free space there and in the folder for "
-            f"temporary files, {tempfile.gettempdir()}, and pack again."
+            f"temporary files, {tempfile.gettempdir()}, and run the same command: it goes on."
         ) from error
 
 
-def _pack_split(
-    dataset: TileDataset, folder: Path, split: str, seed: int, quality: int, workers: int | None
-) -> None:
-    litdata = import_litdata()
-    shards = _mixed_shards(dataset.tiles.group_sizes, seed)
-    encode = _EncodeShard(dataset, quality, len(shards))
-    try:
-        with _progress(encode.done, len(dataset), f"Packing {split} tiles"):
-            litdata.optimize(
-                encode,
-                list(enumerate(shards)),
-                str(folder / split),
-                chunk_size=SHARD_TILES,
-                num_workers=min(workers or usable_cpus(), len(shards)),
-                start_method="fork" if hasattr(os, "fork") else "spawn",
-                verbose=False,
-            )
-    except RuntimeError as error:  # LitData's report of an error in one of its processes
-        if message := message_in(str(error)):
-            raise UserError(message) from error
-        raise
-    n_written = len(PackedTiles(str(folder), split))
-    if n_written != len(dataset):
+def _check_same_pack(folder: Path, description: dict[str, Any]) -> None:
+    """Writes the settings of a pack, or compares them with those of a pack that was begun."""
+    file = folder / "pack.json"
+    if not file.exists():
+        write_text(file, json.dumps(description, indent=1) + "\n")
+        return
+    begun = json.loads(file.read_text(encoding="utf-8"))
+    wanted = json.loads(json.dumps(description))
+    different = [name for name in wanted if begun.get(name) != wanted[name]]
+    if different:
         raise UserError(
-            f"Only {n_written:,} of {len(dataset):,} {split} tiles were packed. Check that the "
-            "disk has space, and pack again."
+            f"{folder} holds a part of a pack with another {', '.join(different)}. Pack as before "
+            "to continue it, or remove it."
         )
-    if lost := len(dataset.lost_tiles()):
-        logger.warning(f"{lost} {split} tiles cannot be read. Substitute tiles are packed instead.")
 
 
-def _mixed_shards(group_sizes: np.ndarray, seed: int) -> list[np.ndarray]:
-    """Divides tiles into shards, each made of blocks of neighbours from many slides."""
-    blocks = shuffled_blocks(group_sizes, _BLOCK_TILES, np.random.default_rng(seed))
-    order = np.concatenate(blocks) if blocks else np.empty(0, np.int64)
-    return np.split(order, range(SHARD_TILES, len(order), SHARD_TILES))
+def _write_origins(file: Path, source: PackableTiles, names: list[str]) -> None:
+    origins = source.origins
+    table = pa.table(
+        {
+            "name": pa.array(names, pa.string()),
+            "patient": pa.array(origins.patients).dictionary_encode(),
+            "centre": pa.array(origins.centres).dictionary_encode(),
+        }
+    ).replace_schema_metadata({"kind": origins.kind})
+    with new_file(file) as partial:
+        pq.write_table(table, partial)
 
 
-@contextlib.contextmanager
-def _progress(done: torch.Tensor, total: int, description: str) -> Iterator[None]:
-    """Shows a progress bar of the counts that the processes keep in shared memory."""
-    finished = threading.Event()
-    with tqdm(desc=description, total=total, unit="tile", dynamic_ncols=True) as progress:
-
-        def watch() -> None:
-            while not finished.wait(0.5):
-                progress.update(int(done.sum()) - progress.n)
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            finished.set()
-            thread.join()
-            progress.update(int(done.sum()) - progress.n)
+def _measure_once(images: ImageSet, file: Path) -> np.ndarray:
+    """Measures images, or reads what an earlier call measured, int32 (images, 2)."""
+    names = images.table["name"]
+    if file.exists():
+        table = pq.read_table(file).to_pandas()
+        if table["name"].equals(names):
+            return table[["width", "height"]].to_numpy(np.int32)
+    sizes = measure_images(images)
+    table = pa.table({"name": pa.array(names), "width": sizes[:, 0], "height": sizes[:, 1]})
+    with new_file(file) as partial:
+        pq.write_table(table, partial)
+    return sizes
 
 
-class _EncodeShard:
-    """Encodes the tiles of a shard in one of LitData's processes.
+def _find_patients(table: pd.DataFrame, pattern: str | None) -> pd.Series:
+    """The patient of each image; "" for all if none is known.
 
-    Attributes:
-        done: Tiles encoded of each shard, int64 (shards,), in shared memory.
+    Raises:
+        UserError: The pattern is wrong, or the patients of some images are unknown.
     """
+    patients = table["patient"]
+    if pattern is not None:
+        patients = table["name"].map(_matcher(pattern))
+    elif (patients == "").all():
+        patients = table["name"].map(_patient_of_barcode)
+    unknown = (patients == "").to_numpy()
+    if unknown.any() and not unknown.all():
+        raise UserError(
+            f"The patients of {unknown.sum():,} of {len(table):,} images are unknown, e.g. of "
+            f"{table['name'][int(unknown.argmax())]}. Name them in the column `patient` of a "
+            "manifest, or give the regular expression of a patient in a name: --patient-pattern."
+        )
+    if unknown.any() and pattern is not None:
+        raise UserError(
+            f"--patient-pattern {pattern!r} finds no patient in any name, e.g. in "
+            f"{table['name'][0]}. Its first group, or all of it, has to match the patient."
+        )
+    return patients
 
-    def __init__(self, dataset: TileDataset, quality: int, n_shards: int) -> None:
-        self.done = torch.zeros(n_shards, dtype=torch.int64).share_memory_()
-        self._dataset = dataset
-        self._quality = quality
 
-    def __call__(self, shard: tuple[int, np.ndarray]) -> Iterator[bytes]:
-        number, tiles = shard
-        torch.set_num_threads(1)  # there is one process per core
-        # Sorted, so that neighbours are read together: the order within a shard does not matter.
-        for index in np.sort(tiles).tolist():
-            tile = self._dataset[index].numpy().transpose(1, 2, 0)
-            buffer = io.BytesIO()
-            # Without subsampling, because stains differ in colour.
-            Image.fromarray(tile).save(buffer, "JPEG", quality=self._quality, subsampling=0)
-            self.done[number] += 1
-            yield buffer.getvalue()
+def _matcher(pattern: str) -> Any:
+    try:
+        compiled = re.compile(pattern)
+    except re.error as error:
+        raise UserError(
+            f"--patient-pattern {pattern!r} is no regular expression: {error}."
+        ) from error
+
+    def patient(name: str) -> str:
+        match = compiled.search(name)
+        return "" if match is None else clean_patient(match[1 if compiled.groups else 0] or "")
+
+    return patient
+
+
+def _patient_of_barcode(name: str) -> str:
+    """The patient by the first TCGA barcode in a path, "" if there is none."""
+    return next(filter(None, (describe_slide(part).patient for part in name.split("/"))), "")

@@ -15,11 +15,14 @@ from typing import Any, TypeVar
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import torch
 from loguru import logger
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from g2l_plugin.errors import UserError, in_one_line
+from g2l_plugin.slides.tile_source import Origins
 
 _MAX_WAIT = 60.0
 """Seconds after which an object store that has not answered is taken to be down."""
@@ -38,6 +41,12 @@ _VARIABLES = {
 }
 """The variables of the configs that set what a pack records."""
 
+TILES = "tiles.parquet"
+"""The table of a split's tiles in the order of their numbers: `origin`, `x`, `y`, `substitute`."""
+
+ORIGINS = "origins.parquet"
+"""The table of a pack's slides or images: `name`, `patient`, `centre`."""
+
 T = TypeVar("T")
 
 
@@ -47,6 +56,7 @@ class PackedTiles:
     Attributes:
         root: Folder or address of the shards.
         group_sizes: Tiles of each shard, int (shards,).
+        origins: The slides or images that were packed, those of the other split too.
     """
 
     def __init__(self, packed_root: str, split: str) -> None:
@@ -77,7 +87,7 @@ class PackedTiles:
         except Exception as error:  # every store has its own errors
             raise UserError(
                 f"There are no packed tiles in {self.root} ({in_one_line(error)}). Write them: g2l "
-                f"pack INDEX {packed_root}"
+                f"pack SOURCE {packed_root}"
             ) from error
         # LitData decodes whatever format the index names, and pickle is one of them.
         if index["config"]["data_format"] != ["bytes"]:
@@ -88,7 +98,19 @@ class PackedTiles:
         if self._shards.input_dir.url is None:
             _check_shards(Path(self._shards.input_dir.path), index["chunks"])
         self._names = [chunk["filename"] for chunk in index["chunks"]]
-        self._fingerprint = hashlib.sha256(text.encode()).hexdigest()
+        tiles = _read_parquet(packed_root, f"{split}/{TILES}")
+        shards = (tiles.schema.metadata or {}).get(b"shards", text.encode())
+        self._fingerprint = hashlib.sha256(shards).hexdigest()
+        self._xy = np.stack([tiles["x"].to_numpy(), tiles["y"].to_numpy()], axis=1)  # (tiles, 2)
+        self._substitute = tiles["substitute"].to_numpy()
+        origins = _read_parquet(packed_root, ORIGINS)
+        self._origin_names = origins["name"]
+        self.origins = Origins(
+            (origins.schema.metadata or {})[b"kind"].decode(),
+            np.array(origins["patient"].to_pylist(), str),
+            np.array(origins["centre"].to_pylist(), str),
+            tiles["origin"].to_numpy(),
+        )
         self.group_sizes = np.array([chunk["chunk_size"] for chunk in index["chunks"]])
 
     def __len__(self) -> int:
@@ -112,23 +134,25 @@ class PackedTiles:
             ) from error
 
     def substitutes(self, numbers: np.ndarray) -> np.ndarray:
-        """Says which of these tiles were replaced: none, as `pack_tiles` wrote substitutes."""
-        return np.zeros(len(numbers), bool)
+        """Says which of these tiles could not be read when they were packed, bool (tiles,)."""
+        return self._substitute[numbers]
 
     def lost(self) -> np.ndarray:
-        """Numbers of the lost tiles: none."""
-        return np.empty(0, np.int64)
+        """Numbers of the tiles that could not be read when they were packed, int64."""
+        return np.flatnonzero(self._substitute)
 
     def locate(self, numbers: np.ndarray) -> pd.DataFrame:
-        """Lists the numbers alone: a pack does not record slides and places."""
-        return pd.DataFrame({"tile": numbers})
+        """Lists number, slide or image (its name) and upper left corner of tiles."""
+        names = self._origin_names.take(self.origins.of_tile[numbers]).to_pylist()
+        x, y = self._xy[numbers].T
+        return pd.DataFrame({"tile": numbers, "slide": names, "x": x, "y": y})
 
     def describe(self) -> str:
         """Numbers of tiles and shards, for the log."""
         return f"{len(self):,} tiles of {len(self.group_sizes):,} shards in {self.root}"
 
     def fingerprint(self) -> str:
-        """SHA-256 of the index of the shards; the place of the shards does not change it."""
+        """SHA-256 of the shards' own; the place of the shards does not change it."""
         return self._fingerprint
 
 
@@ -157,19 +181,29 @@ def check_settings(packed_root: str, wanted: Mapping[str, Any]) -> None:
 
 def pack_settings(description: Mapping[str, Any]) -> dict[str, Any]:
     """The settings in a pack's description, `pack.json`, under the names of `TileDataset`."""
-    index = description["index"]
-    settings = {**index["grid"], "keep_duplicates": index["keep_duplicates"]}
-    settings |= {name: index["cohort"][name] for name in ("n_slides", "one_per_patient", "seed")}
     named = ("seed", "n_val_tiles", "n_val_patients")
-    return settings | {name: description[name] for name in named if name in description}
+    settings = {name: description[name] for name in named if name in description}
+    if (index := description.get("index")) is None:  # of images
+        return description["grid"] | settings
+    cohort = {name: index["cohort"][name] for name in ("n_slides", "one_per_patient", "seed")}
+    return {**index["grid"], "keep_duplicates": index["keep_duplicates"], **cohort, **settings}
 
 
 def _read_description(packed_root: str) -> dict[str, Any]:
     """Reads `pack.json` from a folder or an object store."""
+    return _read_file(packed_root, "pack.json", json.loads)
+
+
+def _read_parquet(packed_root: str, name: str) -> pa.Table:
+    return _read_file(packed_root, name, lambda data: pq.read_table(pa.BufferReader(data)))
+
+
+def _read_file(packed_root: str, name: str, parse: Callable[[bytes], T]) -> T:
+    """Reads a file of a pack from a folder or an object store."""
     import_litdata()
     from litdata.streaming.downloader import get_downloader
 
-    address = f"{packed_root.rstrip('/')}/pack.json"
+    address = f"{packed_root.rstrip('/')}/{name}"
 
     def read() -> bytes:
         if not _is_remote(address):
@@ -181,13 +215,13 @@ def _read_description(packed_root: str) -> dict[str, Any]:
         return buffer.getvalue()
 
     try:
-        return json.loads(_wait_for(packed_root, read))
+        return parse(_wait_for(packed_root, read))
     except UserError:
         raise
     except Exception as error:  # every store has its own errors
         raise UserError(
-            f"There are no packed tiles in {packed_root}: its pack.json cannot be read "
-            f"({in_one_line(error)}). Write them: g2l pack INDEX {packed_root}"
+            f"There are no packed tiles in {packed_root}: its {name} cannot be read "
+            f"({in_one_line(error)}). Write them: g2l pack SOURCE {packed_root}"
         ) from error
 
 

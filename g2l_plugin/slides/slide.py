@@ -7,7 +7,7 @@ import errno
 import math
 import os
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -273,19 +273,14 @@ def plan_reads(
     Raises:
         SlideError: The slide is coarser than the target, so its tiles would be upsampled.
     """
+    check_not_too_coarse(f"Slide {path}", mpp, target_mpp)
     downsample = target_mpp / mpp
-    if downsample < 1 / _MAX_UPSAMPLING:
-        raise SlideError(
-            "too coarse",
-            f"Slide {path} was scanned at {mpp:.3f} microns per pixel, coarser than the "
-            f"{target_mpp:.3f} requested. Leave it out, or raise `target_mpp`.",
-        )
     level = slide.get_best_level_for_downsample(downsample * (1 + _SAME_SCALE))
     scale = downsample / slide.level_downsamples[level]
     # Tiles decoded at half their size are like those of another level.
     reduction = max_reduction(scale)
     scale /= reduction
-    if abs(scale - 1) < _SAME_SCALE:
+    if same_scale(scale):
         scale = 1.0
     width, height = (round(length * scale) * reduction for length in size)
     level0_scale = slide.level_downsamples[level]
@@ -295,6 +290,30 @@ def plan_reads(
         level0_size=(round(width * level0_scale), round(height * level0_scale)),
         reduction=reduction,
     )
+
+
+def check_not_too_coarse(name: str, mpp: float, target_mpp: float) -> None:
+    """Raises an error if tiles would have to be upsampled.
+
+    Args:
+        name: The slide or image, for the message.
+        mpp: Its microns per pixel.
+        target_mpp: Microns per pixel of the tiles.
+
+    Raises:
+        SlideError: It is coarser than the target.
+    """
+    if target_mpp / mpp < 1 / _MAX_UPSAMPLING:
+        raise SlideError(
+            "too coarse",
+            f"{name} was scanned at {mpp:.3f} microns per pixel, coarser than the "
+            f"{target_mpp:.3f} requested. Leave it out, or raise `target_mpp`.",
+        )
+
+
+def same_scale(scale: Any) -> Any:
+    """Says whether pixels of a scale, or an array of scales, are so near 1 that they are kept."""
+    return abs(scale - 1) < _SAME_SCALE
 
 
 def max_reduction(scale: float) -> int:
@@ -332,6 +351,19 @@ def read_tile(
         pixels = slide.read(plan.page, plan.on_level(x, y), plan.read_size, plan.reduction)
     else:
         pixels = read_region(slide, (x, y), plan)
+    return as_tile(pixels, size)
+
+
+def as_tile(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Resamples pixels to the size of a tile, without aliasing, and divides them into planes.
+
+    Args:
+        pixels: uint8 (height, width, 3 or 4).
+        size: Width and height of the tile.
+
+    Returns:
+        uint8 RGB (3, height, width).
+    """
     height, width, channels = pixels.shape
     if (width, height) != size:
         # Pillow gives the same pixels to within one grey level, but needs four times as long.

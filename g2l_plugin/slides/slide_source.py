@@ -17,6 +17,7 @@ from g2l_plugin.slides.index import SlideIndex
 from g2l_plugin.slides.lost_tiles import LostTiles
 from g2l_plugin.slides.reader import SlideReader
 from g2l_plugin.slides.slide import SlideError
+from g2l_plugin.slides.tile_source import Origins
 
 _NEIGHBOURS = (1, -1, 2, -2, 3, -3, 4, -4)
 """Substitutes to try first: tiles of the same slide, by the difference of their numbers."""
@@ -35,7 +36,11 @@ class SlideTiles:
         paths: The slides.
         slide_of_tile: Position in `paths` of each tile's slide, ascending, int32 (tiles,).
         xy: Upper left corners in pixels of level 0, int32 (tiles, 2).
+        block_tiles: Neighbours that go into the same shard of a pack: few, so that a shard mixes
+            many slides.
     """
+
+    block_tiles = 16
 
     def __init__(
         self,
@@ -54,6 +59,8 @@ class SlideTiles:
         """
         self.paths = [slide.path for slide in slides]
         self._identities = [f"{s.path.name} {s.bytes} {s.plan}" for s in slides]
+        self._patients = np.array([slide.patient for slide in slides], str)
+        self._centres = np.array([slide.centre for slide in slides], str)
         self.reader = SlideReader(self.paths, [s.plan for s in slides], size, max_open_slides)
         self._max_lost = max_lost
         # Flat arrays, 12 bytes per tile: ten million tiles are 120 MB, shared by forked workers.
@@ -70,6 +77,11 @@ class SlideTiles:
     def group_sizes(self) -> np.ndarray:
         """Tiles of each slide, (slides,)."""
         return np.bincount(self.slide_of_tile, minlength=len(self.paths))
+
+    @property
+    def origins(self) -> Origins:
+        """The slides."""
+        return Origins("slides", self._patients, self._centres, self.slide_of_tile)
 
     def keep(self, numbers: np.ndarray) -> None:
         """Keeps only these tiles, ascending, and renumbers them from 0."""
@@ -101,6 +113,10 @@ class SlideTiles:
             f"Neither {self.paths[self.slide_of_tile[number]]} nor {_OTHER_TILES} tiles of other "
             "slides can be read. Bring the slides back, and resume from the last checkpoint."
         )
+
+    def read_encoded(self, number: int) -> None:
+        """None: a slide's own JPEG files do not lie on the grid of the tiles."""
+        return None
 
     def substitutes(self, numbers: np.ndarray) -> np.ndarray:
         """Says which of these tiles were replaced by a substitute on this device, bool (tiles,)."""

@@ -2,15 +2,40 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+import dataclasses
+from collections import Counter
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
 
 
+@dataclasses.dataclass(frozen=True)
+class Origins:
+    """The slides, or the images, that tiles are from.
+
+    Attributes:
+        kind: What they are.
+        patients: The patient of each, or its own name where the patient is unknown, (origins,).
+        centres: The centre of each, "" if unknown, (origins,).
+        of_tile: Position of each tile's origin in these, int32 (tiles,).
+    """
+
+    kind: Literal["slides", "images"]
+    patients: np.ndarray
+    centres: np.ndarray
+    of_tile: np.ndarray
+
+    def count(self) -> dict[str, Any]:
+        """Counts the origins that have tiles, in all (by their kind) and per centre (`centres`)."""
+        has_tiles = np.bincount(self.of_tile, minlength=len(self.patients)) > 0
+        centres = Counter(centre or "unknown" for centre in self.centres[has_tiles].tolist())
+        return {self.kind: int(has_tiles.sum()), "centres": dict(sorted(centres.items()))}
+
+
 class TileSource(Protocol):
-    """Numbered tiles, all of one size, from slides or from a pack.
+    """Numbered tiles, all of one size, from slides, images or a pack.
 
     Tiles that are cheap to read together have neighbouring numbers and form a group: a slide, or a
     shard of a pack.
@@ -19,6 +44,10 @@ class TileSource(Protocol):
     @property
     def group_sizes(self) -> np.ndarray:
         """Tiles of each group, in the order of their numbers, int (groups,)."""
+
+    @property
+    def origins(self) -> Origins:
+        """The slides or images that the tiles are from."""
 
     def __len__(self) -> int:
         """Number of tiles."""

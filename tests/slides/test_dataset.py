@@ -7,7 +7,6 @@ from helpers import damage
 from torch.utils.data import DataLoader
 
 from g2l_plugin.errors import UserError
-from g2l_plugin.slides import dataset as dataset_module
 from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.loader import TileLoader
 
@@ -72,13 +71,6 @@ def test_validation_tiles_are_of_patients_that_are_not_trained_on(tmp_path, writ
 def test_a_slide_of_an_unknown_patient_counts_as_a_patient(cohort):
     val = make_dataset(cohort, split="val")
     assert len(set(patients(val))) == 1 and patients(val)[0].endswith(".tiff")
-
-
-@pytest.mark.parametrize(
-    ("n_patients", "held_out"), [(1, 0), (2, 1), (7, 1), (8, 2), (29, 2), (30, 3), (1000, 100)]
-)
-def test_a_tenth_of_the_patients_at_most_is_held_out(n_patients, held_out):
-    assert dataset_module._most_val_patients(n_patients) == held_out
 
 
 def test_one_patient_gives_validation_tiles_with_a_warning(tmp_path, write_slide, warned):

@@ -305,9 +305,9 @@ def test_a_run_without_a_step_publishes_nothing(make_run, tmp_path):
         ({"precision": "half"}, "PRECISION"),
     ],
 )
-def test_settings_with_which_nothing_can_be_trained_are_refused_at_once(options, said):
+def test_settings_with_which_nothing_can_be_trained_are_refused_at_once(options, said, tmp_path):
     with pytest.raises(UserError, match=said) as error:
-        KDTrainer(**options)
+        KDTrainer(default_root_dir=str(tmp_path), **options)
     assert "\n" not in str(error.value)
 
 
