@@ -117,8 +117,9 @@ def _read_level(
 def _plan_part(slide: openslide.OpenSlide, level: int) -> ReadPlan:
     """A plan for small regions of a level, by which its way of reading is chosen."""
     side = min(256, *slide.level_dimensions[level])
-    level0_side = round(side * slide.level_downsamples[level])
-    return ReadPlan(level, (side, side), (level0_side, level0_side))
+    downsample = slide.level_downsamples[level]
+    level0_side = round(side * downsample)
+    return ReadPlan(level, (side, side), (level0_side, level0_side), downsample=downsample)
 
 
 def _read_part(

@@ -101,6 +101,8 @@ class ReadPlan:
             4 or 8. `read_size` is a multiple of it.
         page: The image of the file that has the level's tiles, if they are decoded by `TiffSlide`;
             None if OpenSlide reads them.
+        downsample: Pixels of level 0 per pixel of the level; None if it is that of the two sizes,
+            which are rounded.
     """
 
     level: int
@@ -108,9 +110,12 @@ class ReadPlan:
     level0_size: tuple[int, int]
     reduction: int = 1
     page: int | None = None
+    downsample: float | None = None
 
     def on_level(self, x: int, y: int) -> tuple[int, int]:
         """Converts a corner in pixels of level 0 to pixels of the level."""
+        if self.downsample is not None:
+            return round(x / self.downsample), round(y / self.downsample)
         (width, height), (level0_width, level0_height) = self.read_size, self.level0_size
         return round(x * width / level0_width), round(y * height / level0_height)
 
@@ -289,6 +294,7 @@ def plan_reads(
         read_size=(width, height),
         level0_size=(round(width * level0_scale), round(height * level0_scale)),
         reduction=reduction,
+        downsample=level0_scale,
     )
 
 

@@ -256,7 +256,9 @@ def _measure_sharpness(
         # Sharpness is measured at FOCUS_MPP, and reading from a coarser level is faster.
         level = slide.get_best_level_for_downsample(1.1 * tissue.FOCUS_MPP / mpp)
         downsample = slide.level_downsamples[level]
-    focus = ReadPlan(level, _divide(plan.level0_size, downsample), plan.level0_size)
+    focus = ReadPlan(
+        level, _divide(plan.level0_size, downsample), plan.level0_size, downsample=downsample
+    )
     if reader == "auto":
         reduction = max_reduction(tissue.FOCUS_MPP / (mpp * downsample))
         width, height = _divide(focus.read_size, reduction)

@@ -13,6 +13,7 @@ from g2l_plugin.errors import UserError
 from g2l_plugin.slides import overview
 from g2l_plugin.slides.overview import read_overview
 from g2l_plugin.slides.slide import (
+    ReadPlan,
     SlideError,
     has_mpp,
     open_slide,
@@ -111,6 +112,15 @@ def test_a_tile_equals_what_openslide_reads(tmp_path, write_slide):
         tile = read_tile(slide, plan, 320, 480, (64, 64))
         region = slide.read_region((320, 480), 0, (64, 64)).convert("RGB")
     np.testing.assert_array_equal(tile, np.asarray(region).transpose(2, 0, 1))
+
+
+def test_a_place_far_from_the_origin_is_exact_on_a_level_of_an_odd_factor(tmp_path, write_slide):
+    plan = ReadPlan(1, (256, 256), (947, 947), downsample=3.7)
+    assert plan.on_level(100_000, 50_000) == (27_027, 13_514)  # by the sizes: 27,033 and 13,516
+    path = write_slide(tmp_path / "a.tiff", size=1000)
+    with open_slide(path) as slide:
+        plan = plan_reads(slide, path, 0.25, 0.5, (64, 64))
+        assert plan.downsample == slide.level_downsamples[plan.level]
 
 
 def test_an_overview_is_the_same_in_one_strip_or_many(tmp_path, write_slide, monkeypatch):
