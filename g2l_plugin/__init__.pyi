@@ -44,6 +44,7 @@ from .evaluation.embedding_metrics import EmbeddingMetrics as EmbeddingMetrics
 from .evaluation.before_after import DistillationEvaluation as DistillationEvaluation
 from .metrics.embeddings import Embeddings as Embeddings
 from .metrics.knn import KNNVoting as KNNVoting
+from .metrics.few_shot import FewShot as FewShot
 from .metrics.probe import LogisticProbe as LogisticProbe
 from .evaluation.embedding_metrics import CKA as CKA
 from .metrics.robustness import RobustnessIndex as RobustnessIndex

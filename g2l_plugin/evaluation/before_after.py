@@ -26,7 +26,7 @@ from g2l_plugin.evaluation.tiles import name_classes
 from g2l_plugin.files import write_text
 from g2l_plugin.metrics.cka import align
 from g2l_plugin.metrics.embeddings import Embeddings
-from g2l_plugin.metrics.families import FAMILIES, family_of, neighbours_of
+from g2l_plugin.metrics.families import FAMILIES, family_of, k_of
 from g2l_plugin.metrics.knn import KNNVoting
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, compute_all, merge
 from g2l_plugin.metrics.probe import LogisticProbe
@@ -216,8 +216,8 @@ def headline(results: Mapping[str, EncoderResult]) -> dict[str, str]:
         names = [name for name in found if family_of(name) is family]
         if family.column is None or not names:
             continue
-        name = max(names, key=lambda name: neighbours_of(name) or 0)
-        if (k := neighbours_of(name)) is None:
+        name = max(names, key=lambda name: k_of(name) or 0)
+        if (k := k_of(name)) is None:
             plain[name] = family.column
         else:
             at_k[name] = f"{family.column} (k={k})"

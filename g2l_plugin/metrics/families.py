@@ -5,13 +5,25 @@ from __future__ import annotations
 import re
 
 from g2l_plugin.metrics.cka import BIASED_CKA, CKA
+from g2l_plugin.metrics.few_shot import FEW_SHOT
 from g2l_plugin.metrics.knn import KNN
 from g2l_plugin.metrics.metric import MetricFamily
 from g2l_plugin.metrics.plism import COSINE, RETRIEVAL
-from g2l_plugin.metrics.probe import LOGISTIC
+from g2l_plugin.metrics.probe import CALIBRATION, LOGISTIC
 from g2l_plugin.metrics.robustness import PATHOROB, ROBUSTNESS
 
-FAMILIES = (KNN, LOGISTIC, ROBUSTNESS, PATHOROB, COSINE, RETRIEVAL, CKA, BIASED_CKA)
+FAMILIES = (
+    KNN,
+    LOGISTIC,
+    FEW_SHOT,
+    CALIBRATION,
+    ROBUSTNESS,
+    PATHOROB,
+    COSINE,
+    RETRIEVAL,
+    CKA,
+    BIASED_CKA,
+)
 """All families, in the order of their tables."""
 
 
@@ -20,8 +32,8 @@ def family_of(metric: str) -> MetricFamily | None:
     return next((family for family in FAMILIES if re.fullmatch(family.pattern, metric)), None)
 
 
-def neighbours_of(metric: str) -> int | None:
-    """Number of neighbours k in a metric's name; None if the name has none."""
+def k_of(metric: str) -> int | None:
+    """The k in a metric's name, e.g. its number of neighbours; None if the name has none."""
     family = family_of(metric)
     match = re.fullmatch(family.pattern, metric) if family else None
     return int(match["k"]) if match and "k" in match.groupdict() else None

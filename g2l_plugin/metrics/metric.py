@@ -18,16 +18,18 @@ from g2l_plugin.metrics.embeddings import Embeddings
 class MetricFamily:
     """Metrics that share a table: their titles and how to read them.
 
-    In every family, larger values are better.
+    Larger values are better, unless a family says otherwise.
 
     Attributes:
         key: Short identifier.
         title: Title of the table.
         about: Explanation in a sentence or two.
         pattern: Regular expression that matches the full names of its metrics. If it has a group
-            `k`, that group is the number of neighbours.
+            `k`, that group is a number that the metric depends on, e.g. of neighbours.
         column: Column title in a table of several families; None if it has no column there.
         neutral: Value of an encoder without bias; None if there is no such value.
+        curve: What k counts, as the title of the axis of a plot against k; None for no plot.
+        smaller_is_better: Whether smaller values are better.
     """
 
     key: str
@@ -36,6 +38,8 @@ class MetricFamily:
     pattern: str
     column: str | None = None
     neutral: float | None = None
+    curve: str | None = None
+    smaller_is_better: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,6 +13,7 @@ from loguru import logger
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
+from torchmetrics.functional.classification import multiclass_calibration_error
 from typing_extensions import override
 
 from g2l_plugin.errors import UserError
@@ -28,10 +29,20 @@ LOGISTIC = MetricFamily(
     pattern="LogisticAUROC",
     column="logistic AUROC",
 )
+CALIBRATION = MetricFamily(
+    key="calibration",
+    title="Calibration error of the logistic probe",
+    about="How far the probabilities of the predicted classes are from the share that is right "
+    "(expected calibration error, 15 bins): 0.05 is five percentage points. Smaller is better.",
+    pattern="LogisticECE",
+    smaller_is_better=True,
+)
+
+_BINS = 15
 
 
 class LogisticProbe(EmbeddingMetric):
-    """Logistic regression: `LogisticAccuracy`, `LogisticBalancedAccuracy`, `LogisticAUROC`.
+    """Logistic regression: accuracies, `LogisticAUROC`, `LogisticECE` and `LogisticBrier`.
 
     Source: UNI (Chen et al. 2024, arXiv 2308.15474): L-BFGS with at most 1,000 iterations on
     embeddings that are not standardised, and a coefficient of 100 / (M K) for embeddings of width M
@@ -45,6 +56,11 @@ class LogisticProbe(EmbeddingMetric):
     UNI's code also trains on the validation tiles; here only `train` does. The AUROC is one class
     against the rest, averaged over classes if there are more than two (UNI averages over pairs of
     classes).
+
+    The last two ask whether its probabilities can be trusted. `LogisticECE` is the expected
+    calibration error of the predicted class (Guo et al. 2017, arXiv 1706.04599), in 15 bins of
+    equal width. `LogisticBrier` is the mean squared error of the probabilities, summed over the
+    classes (Brier 1950), or of one of them if there are two, as scikit-learn has it.
     """
 
     def __init__(
@@ -74,7 +90,8 @@ class LogisticProbe(EmbeddingMetric):
     @property
     @override
     def names(self) -> Sequence[str]:
-        return ["LogisticAccuracy", "LogisticBalancedAccuracy", "LogisticAUROC"]
+        names = ("Accuracy", "BalancedAccuracy", "AUROC", "ECE", "Brier")
+        return [f"Logistic{name}" for name in names]
 
     @override
     def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
@@ -93,14 +110,25 @@ class LogisticProbe(EmbeddingMetric):
         scores[:, model.classes_] = model.predict_proba(evaluated.values)
         predicted = scores.argmax(1)
         correct = predicted == labels
+        errors = np.square(scores - np.eye(n_classes)[labels]).sum(1)  # (M,)
+        if n_present == 2:  # the same error twice
+            errors /= 2
         accuracy = bootstrap_interval(lambda rows: correct[rows].mean(), evaluated.units)
+        brier = bootstrap_interval(lambda rows: errors[rows].mean(), evaluated.units)
         values = {
             "LogisticAccuracy": accuracy.value,
             "LogisticBalancedAccuracy": float(
                 recall_score(labels, predicted, labels=np.unique(labels), average="macro")
             ),
+            # Without an interval: resampled tiles have a larger calibration error than the tiles.
+            "LogisticECE": float(
+                multiclass_calibration_error(
+                    torch.from_numpy(scores), torch.from_numpy(labels), n_classes, n_bins=_BINS
+                )
+            ),
+            "LogisticBrier": brier.value,
         }
-        intervals = {"LogisticAccuracy": accuracy.ends()}
+        intervals = {"LogisticAccuracy": accuracy.ends(), "LogisticBrier": brier.ends()}
         undefined = {}
         if missing := sorted(set(train.labels.tolist()) - set(labels.tolist())):
             undefined["LogisticAUROC"] = (

@@ -27,6 +27,7 @@ ROBUSTNESS = MetricFamily(
     pattern=r"RobustnessIndex/k=(?P<k>\d+)",
     column="robustness index",
     neutral=1.0,
+    curve="neighbours k",
 )
 PATHOROB = MetricFamily(
     key="pathorob",
@@ -36,6 +37,7 @@ PATHOROB = MetricFamily(
     pattern=r"PathoROBIndex/k=(?P<k>\d+)",
     column="PathoROB index",
     neutral=0.5,
+    curve="neighbours k",
 )
 
 

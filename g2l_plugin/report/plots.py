@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from tqdm import tqdm
 
 from g2l_plugin.metrics.cka import CKA
-from g2l_plugin.metrics.families import neighbours_of
+from g2l_plugin.metrics.families import k_of
 from g2l_plugin.report.models import Model
 from g2l_plugin.report.sessions import Session
 from g2l_plugin.report.svg import (
@@ -137,20 +137,20 @@ def plot_cka(table: ResultTable, models: Sequence[str]) -> Plot | None:
     )
 
 
-def plot_index(table: ResultTable, values: pd.DataFrame, models: Sequence[str]) -> Plot | None:
-    """Plots a robustness index with its intervals against k.
+def plot_curve(table: ResultTable, values: pd.DataFrame, models: Sequence[str]) -> Plot | None:
+    """Plots a metric with its intervals against k.
 
     Args:
-        table: The table of the index.
+        table: The table of the metric.
         values: All values of the report.
         models: Names of all models.
 
     Returns:
-        The plot; None if the index is undefined everywhere.
+        The plot; None if the metric is undefined everywhere.
     """
     looks = looks_of(models)
     own = values[(values["family"] == table.family) & ~values["published"]]
-    own = own.assign(k=own["metric"].map(neighbours_of))
+    own = own.assign(k=own["metric"].map(k_of))
     own = own.dropna(subset=["mean", "k"]).sort_values("k")
     by_column = {
         column: own[(own["task"] == column.task) & (own["split"] == column.split)]
@@ -171,15 +171,16 @@ def plot_index(table: ResultTable, values: pd.DataFrame, models: Sequence[str]) 
         if table.family.neutral is not None:
             axes.axhline(table.family.neutral, color=MUTED, lw=0.9, ls=(0, (4, 3)), zorder=1)
         axes.set_xticks(range(len(ks)), [f"{k:g}" for k in ks])
-        axes.set_xlabel("neighbours k")
+        axes.set_xlabel(table.family.curve or "k")
 
     shown = {model: look for model, look in looks.items() if (own["model"] == model).any()}
     name = f"{table.family.key}_k"
+    neutral = table.family.neutral
+    line = "Bands" if neutral is None else f"The dashed line is at {neutral:g}; bands"
     return Plot(
         name,
         f"{table.family.title} against k",
-        f"{table.family.about} The dashed line is at {table.family.neutral:g}; bands are 95 % "
-        "intervals.",
+        f"{table.family.about} {line} are 95 % intervals.",
         draw_panels(name, columns, draw, 2.3, shown),
         is_narrow=len(columns) <= 2,
     )

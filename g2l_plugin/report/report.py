@@ -18,7 +18,7 @@ from g2l_plugin.metrics.probe import LOGISTIC
 from g2l_plugin.report.comparison import Difference, compare_models
 from g2l_plugin.report.models import Model, describe_models
 from g2l_plugin.report.page import GENERATOR, PLOTS, render_markdown, render_page
-from g2l_plugin.report.plots import plot_cka, plot_embeddings, plot_index, plot_quality
+from g2l_plugin.report.plots import plot_cka, plot_curve, plot_embeddings, plot_quality
 from g2l_plugin.report.sessions import Session, read_sessions
 from g2l_plugin.report.svg import Plot, on_white
 from g2l_plugin.report.tables import ResultTable, build_tables
@@ -182,7 +182,7 @@ def _plots(
     if quality:
         yield from plot_quality(quality, models)
     for table in tables:
-        if table.family.neutral is not None and (plot := plot_index(table, values, names)):
+        if table.family.curve and (plot := plot_curve(table, values, names)):
             yield plot
     if CKA in by_family and (plot := plot_cka(by_family[CKA], names)):
         yield plot

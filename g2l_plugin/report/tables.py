@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 from g2l_plugin.metrics.cka import BIASED_CKA, CKA
-from g2l_plugin.metrics.families import family_of, neighbours_of
+from g2l_plugin.metrics.families import family_of, k_of
 from g2l_plugin.metrics.metric import MetricFamily
 from g2l_plugin.metrics.plism import RETRIEVAL
 from g2l_plugin.report.values import REPORT_FAMILIES
@@ -47,7 +47,7 @@ class Column:
         """What the title of the metric's family leaves open: `k=20`, `balanced accuracy`."""
         detail = self.metric.partition("/")[2] or _HEAD_DETAILS.get(self.metric, "")
         if family_of(self.metric) is RETRIEVAL:
-            return f"{detail}, top {neighbours_of(self.metric)}"
+            return f"{detail}, top {k_of(self.metric)}"
         return detail
 
 
@@ -131,7 +131,8 @@ def build_tables(values: pd.DataFrame) -> list[ResultTable]:
     """Builds a table per family of metrics, in the order of `REPORT_FAMILIES`.
 
     A task is shown on its test split if any model has one, else on val. If a metric was computed at
-    several k, the table shows the largest. Biased CKA is shown where a published value is only.
+    several k, the table shows the largest at which it is defined. Biased CKA is shown where a
+    published value is only.
 
     Args:
         values: Values of the sessions and published ones, from `pool_values` and
@@ -188,12 +189,12 @@ def _columns(values: pd.DataFrame) -> list[Column]:
     columns = []
     for task, own in values.groupby("task", sort=False):
         split = "test" if (own["split"] == "test").any() else "val"
-        names = list(dict.fromkeys(own.loc[own["split"] == split, "metric"]))
-        largest = max((neighbours_of(name) or 0 for name in names), default=0)
+        own = own[own["split"] == split]
+        names = list(dict.fromkeys(own["metric"]))
+        defined = set(own.loc[own["mean"].notna(), "metric"]) or names
+        largest = max((k_of(name) or 0 for name in defined), default=0)
         columns += [
-            Column(str(task), split, name)
-            for name in names
-            if (neighbours_of(name) or 0) == largest
+            Column(str(task), split, name) for name in names if (k_of(name) or 0) == largest
         ]
     return columns
 
@@ -207,7 +208,7 @@ def _ranks(family: MetricFamily, values: list[dict[str, Any] | None]) -> dict[fl
         and not math.isnan(value["mean"])
         and not (family in (CKA, BIASED_CKA) and value["mean"] >= ITSELF)
     ]
-    best = sorted(set(means), reverse=True)[:2]
+    best = sorted(set(means), reverse=not family.smaller_is_better)[:2]
     return {mean: rank for rank, mean in enumerate(best, 1)} if len(means) > 1 else {}
 
 

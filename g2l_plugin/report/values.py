@@ -50,7 +50,12 @@ REPORT_FAMILIES = (HEAD, *FAMILIES)
 _HEAD_METRICS = ("MulticlassAccuracy", "BinaryBalancedAccuracy", "MonaiDiceScore")
 """Candidates for the metric of eva's head if its config is missing."""
 
-_MINOR = ("KNNBalancedAccuracy", "LogisticAccuracy", "LogisticBalancedAccuracy")
+_MINOR = (
+    "KNNBalancedAccuracy",
+    "LogisticAccuracy",
+    "LogisticBalancedAccuracy",
+    "LogisticBrier",
+)
 """Metrics that are only in report.csv."""
 
 _PUBLISHED_FILES = (

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from loguru import logger
 from scipy.optimize import minimize
 from scipy.special import log_softmax, logsumexp, softmax
-from sklearn.metrics import balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import balanced_accuracy_score, brier_score_loss, roc_auc_score
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.metrics.embeddings import Embeddings
@@ -21,6 +21,18 @@ def make(n, seed, n_classes=3, width=8, separation=1.5):
     names = np.array([f"{seed}/{i}" for i in range(n)])
     patients = np.array([f"patient {i // 6}" for i in range(n)])
     return Embeddings(values.astype(np.float32), labels, names, {"patient": patients})
+
+
+def expected_calibration_error(scores, labels, n_bins=15):
+    """Guo et al. 2017, equation 3, a bin at a time."""
+    confidence, correct = scores.max(1).astype(float), scores.argmax(1) == labels
+    error = 0.0
+    for low in np.arange(n_bins) / n_bins:
+        inside = (confidence > low) & (confidence <= low + 1 / n_bins)
+        if inside.any():
+            gap = abs(correct[inside].mean() - confidence[inside].mean())
+            error += inside.sum() / len(labels) * gap
+    return error
 
 
 def test_the_fit_minimises_loss_and_penalty_with_unis_coefficient():
@@ -53,9 +65,11 @@ def test_the_values_equal_scikit_learns(n_classes):
             "LogisticAccuracy": np.mean(predicted == test.labels),
             "LogisticBalancedAccuracy": balanced_accuracy_score(test.labels, predicted),
             "LogisticAUROC": roc_auc_score(test.labels, ranked, multi_class="ovr"),
+            "LogisticECE": expected_calibration_error(scores, test.labels),
+            "LogisticBrier": brier_score_loss(test.labels, ranked),
         }
     )
-    for name in ("LogisticAccuracy", "LogisticAUROC"):
+    for name in ("LogisticAccuracy", "LogisticAUROC", "LogisticBrier"):
         ends = result.details["intervals"][name]
         assert 0 < ends["low"] < result.values[name] < ends["high"] <= 1
 
@@ -75,6 +89,13 @@ def test_the_auroc_of_resampled_rows_with_ties_equals_scikit_learns(seed, n_clas
         ranked = scores[rows, 1] if n_classes == 2 else scores[rows]
         expected = roc_auc_score(labels[rows], ranked, multi_class="ovr")
         assert ours == pytest.approx(expected)
+
+
+def test_calibration_sees_probabilities_that_are_too_sure():
+    train, test = make(60, 0, separation=0.8), make(600, 1, separation=0.8)
+    fitted, sure = (LogisticProbe(l2=l2).compute(train, test).values for l2 in (10, 1e-6))
+    assert sure["LogisticECE"] > fitted["LogisticECE"] + 0.05
+    assert sure["LogisticBrier"] > fitted["LogisticBrier"] + 0.05
 
 
 def test_a_class_that_is_not_evaluated_leaves_the_auroc_undefined():

@@ -190,6 +190,17 @@ def test_a_task_without_published_values_makes_a_report(write_session, tmp_path)
     assert not report.values["published"].any()
 
 
+def test_a_few_shot_curve_has_no_dashed_line_and_counts_labelled_tiles(write_session, tmp_path):
+    values = {f"FewShotBalancedAccuracy/k={k}": 0.5 + k / 10 for k in (1, 2)}
+    intervals = {name: {"low": value - 0.1, "high": value + 0.1} for name, value in values.items()}
+    write_session("a", task="ours", values=values, intervals=intervals)
+    report = write_report([str(tmp_path / "logs")], tmp_path / "report")
+    (plot,) = report.plots
+    assert plot.name == "few_shot_k" and "dashed" not in plot.caption
+    assert plot.caption.endswith("Bands are 95 % intervals.")
+    assert "labelled tiles per class, k" in plot.svg
+
+
 def test_the_same_results_make_the_same_plots(logs, tmp_path):
     for name in ("one", "two"):
         write_report([str(logs)], tmp_path / name)

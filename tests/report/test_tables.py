@@ -141,6 +141,29 @@ def test_of_several_k_the_table_shows_the_largest(write_session, tmp_path):
     assert retrieval == ["scanner, top 10", "all, top 10"]
 
 
+def test_of_several_k_the_table_shows_none_that_is_undefined_for_all_models(
+    write_session, tmp_path
+):
+    names = [f"FewShotBalancedAccuracy/k={k}" for k in (1, 5, 50)]
+    for model in "ab":
+        values = {names[0]: 0.4, names[1]: 0.7}
+        undefined = {names[2]: "of class 1, the training split has only 20"}
+        write_session(model, model=model, values=values, undefined=undefined)
+    table = tables_of(tmp_path)["few_shot"]
+    assert table.title == "Few-shot balanced accuracy, k=5"
+    assert [cells_of(table)[model][0].text for model in "ab"] == ["0.700"] * 2
+    assert set(values_of(tmp_path)["metric"]) >= set(names)
+
+
+def test_the_smallest_calibration_error_is_the_best(write_session, tmp_path):
+    for model, error in (("a", 0.2), ("b", 0.05), ("c", 0.1)):
+        write_session(model, model=model, values={"LogisticECE": error, "LogisticBrier": error})
+    tables = tables_of(tmp_path)
+    ranks = {model: cells[0].rank for model, cells in cells_of(tables["calibration"]).items()}
+    assert ranks == {"b": 1, "c": 2, "a": None}
+    assert list(tables) == ["calibration"]  # the Brier score is in report.csv only
+
+
 def test_the_monitored_metric_is_the_one_of_the_head(write_session, tmp_path, config):
     monitored = config(monitor="val/MulticlassF1Score")
     runs = {"MulticlassAccuracy": [0.8], "MulticlassF1Score": [0.7], "AverageLoss": [0.1]}
