@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from g2l_plugin.cli import config, index, models, pack, prepare, publish, report
+from g2l_plugin.cli import config, index, invariance, models, pack, prepare, publish, report
 from g2l_plugin.errors import UserError
 
 
@@ -15,7 +15,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command of `g2l`; returns its exit status."""
     parser = argparse.ArgumentParser("g2l", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (config, models, index, pack, publish, prepare, report):
+    for command in (config, models, index, pack, publish, prepare, report, invariance):
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     try:

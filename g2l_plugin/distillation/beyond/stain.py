@@ -8,13 +8,8 @@ from torch.nn import functional
 from typing_extensions import override
 
 from g2l_plugin.errors import UserError
+from g2l_plugin.slides.stain import StainChange
 from g2l_plugin.transfer import to_device
-
-_STAINS = ((0.650, 0.704, 0.286), (0.072, 0.990, 0.105), (0.268, 0.570, 0.776))
-"""Optical density (red, green, blue) of haematoxylin, eosin and DAB, each of length 1: Ruifrok and
-Johnston 2001, Anal Quant Cytol Histol 23(4)."""
-
-_LEAST_LIGHT = 1 / 255
 
 
 class StainJitter(nn.Module):
@@ -26,9 +21,6 @@ class StainJitter(nn.Module):
     The stains' changes follow Tellez et al. 2018 (arXiv 1808.05896): each stain's amount s becomes
     a·s + b. They are drawn from torch's CPU generator.
     """
-
-    stains: torch.Tensor
-    unmixing: torch.Tensor
 
     def __init__(self, sigma: float = 0.2, prob: float = 0.5, least_scale: float = 0.5) -> None:
         """Initializes the jitter.
@@ -52,9 +44,7 @@ class StainJitter(nn.Module):
             if not least <= value <= 1:
                 raise UserError(f"`{name}` of StainJitter is {value}. Expected {least} to 1.")
         self.sigma, self.prob, self.least_scale = sigma, prob, least_scale
-        stains = functional.normalize(torch.tensor(_STAINS), dim=1)
-        self.register_buffer("stains", stains, persistent=False)
-        self.register_buffer("unmixing", torch.linalg.inv(stains), persistent=False)
+        self.change = StainChange()
 
     @override
     def forward(self, images: torch.Tensor) -> torch.Tensor:
@@ -74,11 +64,8 @@ class StainJitter(nn.Module):
         index = to_device(changed.nonzero().flatten().numpy(), images.device)
         draws = to_device((draws[changed] * self.sigma).numpy(), images.device)
         part = images.index_select(0, index).float()
-        density = -part.clamp_min(_LEAST_LIGHT).log().permute(0, 2, 3, 1)  # (N, H, W, 3)
-        amounts = density @ self.unmixing
-        factors, shifts = draws[:, :, None, None].unbind(1)  # (N, 1, 1, 3) each
-        amounts = amounts * (1 + factors) + shifts / 4
-        part = (-(amounts @ self.stains)).exp().clamp(0, 1).permute(0, 3, 1, 2)
+        factors, shifts = draws.unbind(1)  # (N, 3) each
+        part = self.change(part, 1 + factors, shifts / 4)
         if scale < 1:  # one scale for the batch: images of one size are resized together
             size = list(part.shape[-2:])
             for sides in ([max(1, round(side * scale)) for side in size], size):

@@ -2,7 +2,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from skimage.color import hed_from_rgb
 
 from g2l_plugin.distillation.beyond.stain import StainJitter
 from g2l_plugin.errors import UserError
@@ -12,13 +11,6 @@ from g2l_plugin.errors import UserError
 def images():
     torch.manual_seed(0)
     return torch.rand(16, 3, 24, 24) * 0.9 + 0.05
-
-
-def test_stains_are_separated_as_scikit_image_does():
-    unmixing = torch.from_numpy(hed_from_rgb).float()
-    ours = StainJitter().unmixing
-    for mine, theirs in zip(ours.T, unmixing.T, strict=True):  # its stains are not of length 1
-        assert torch.cosine_similarity(mine, theirs, dim=0) > 0.999
 
 
 def test_only_drawn_images_change_and_stay_images(images):
