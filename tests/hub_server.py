@@ -104,6 +104,8 @@ _NAME, _API = "/([^/]+/[^/]+)", "/api/models/([^/]+/[^/]+)"
 _ROUTES = {
     f"GET {_API}(?:/revision/([^/]+))?": "_model_info",
     f"GET {_API}/tree/([^/]+)": "_tree",
+    f"GET {_API}/auth-check": "_auth_check",
+    "GET /api/whoami-v2()": "_whoami",
     f"GET {_API}/refs": "_refs",
     f"GET {_API}/discussions": "_discussions",
     f"(?:GET|HEAD) {_NAME}/resolve/([^/]+)/(.+)": "_file",
@@ -169,6 +171,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if path.endswith(".safetensors"):
                 entries[-1]["lfs"] = {"oid": _sha256(data), "size": len(data), "pointerSize": 134}
         self._json(entries)
+
+    def _auth_check(self, repo, name):
+        gated = self.server.gated
+        if name in gated and self.token not in gated[name]:
+            return self._error("gated" if self.token else "not logged in")
+        self._json({})
+
+    def _whoami(self, *_):
+        if not self.token:
+            return self._error("credentials")
+        self._json({"type": "user", "name": "somebody"})
 
     def _refs(self, repo, name):
         branches, tags = (

@@ -7,19 +7,42 @@ import os
 import sys
 from collections.abc import Sequence
 
-from g2l_plugin.cli import config, index, invariance, models, pack, prepare, publish, report
+from g2l_plugin.cli import (
+    config,
+    doctor,
+    index,
+    invariance,
+    models,
+    pack,
+    prepare,
+    publish,
+    report,
+)
 from g2l_plugin.errors import UserError
+
+_COMMANDS = (
+    config,
+    doctor,
+    models,
+    index,
+    pack,
+    publish,
+    prepare,
+    report,
+    invariance,
+)
+"""In the order in which a user meets them."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command of `g2l`; returns its exit status."""
     parser = argparse.ArgumentParser("g2l", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for command in (config, models, index, pack, publish, prepare, report, invariance):
+    for command in _COMMANDS:
         command.add_parser(commands)
     options = parser.parse_args(arguments)
     try:
-        options.command(options)
+        return options.command(options) or 0
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
@@ -29,4 +52,3 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # of `g2l ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
-    return 0
