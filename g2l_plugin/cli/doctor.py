@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from pathlib import Path
 
 from g2l_plugin.cli.command import Commands, add_command
 
@@ -51,8 +52,9 @@ def _run(options: argparse.Namespace) -> int:
             console.print(line, soft_wrap=True)
     problems, warnings = (_number(counts[mark], mark) for mark in ("problem", "warning"))
     then = "Mend what would stop" if counts["problem"] else "Next"
-    command = f"eva fit --config $(g2l config {options.config})"
-    console.print(f"\n{problems}, {warnings}. {then}: {command}", soft_wrap=True)
+    is_path = Path(options.config).is_file()
+    config = options.config if is_path else f"$(g2l config {options.config})"
+    console.print(f"\n{problems}, {warnings}. {then}: eva fit --config {config}", soft_wrap=True)
     return int(counts["problem"] > 0)
 
 

@@ -40,11 +40,5 @@ def problem(fact: str, advice: str) -> Finding:
 
 
 def gigabytes(n_bytes: float) -> str:
-    """Writes a size as a user reads it: GB of 10^9 bytes.
-
-    Examples:
-        >>> from g2l_plugin.doctor.finding import gigabytes
-        >>> gigabytes(16_200_000_000), gigabytes(67_000_000)
-        ('16.2 GB', '0.07 GB')
-    """
+    """Writes a size as a user reads it: GB of 10^9 bytes."""
     return f"{n_bytes / 1e9:.1f} GB" if n_bytes >= 1e8 else f"{n_bytes / 1e9:.2f} GB"

@@ -87,8 +87,10 @@ def judge_host(host: Host, settings: Settings) -> list[Finding]:
 def _judge_cores(host: Host, workers: int, devices: int) -> Finding:
     """Judges the number of workers by the cores, of which a device needs one for itself."""
     fits = max(host.cores // devices - 1, 1)
-    of_each = " for each device" if devices > 1 else ""
-    fact = f"{host.cores} CPU cores for {workers} data workers{of_each} (N_DATA_WORKERS)."
+    of_each = ", for each device" if devices > 1 else ""
+    fact = (
+        f"N_DATA_WORKERS={workers} (processes that read tiles{of_each}) on {host.cores} CPU cores."
+    )
     return ok(fact) if workers <= fits else warning(fact, f"Set N_DATA_WORKERS={fits}")
 
 
@@ -99,8 +101,8 @@ def _judge_memory(host: Host, workers: int, devices: int, settings: Settings) ->
     need = host_memory(settings, workers, devices)
     free = host.memory if host.available is None else host.available
     fact = (
-        f"{gigabytes(free)} of memory free; {workers} data workers and {settings.buffer_tiles:,} "
-        f"tiles (BUFFER_TILES) need about {gigabytes(need)}."
+        f"{gigabytes(free)} of memory free; needed are about {gigabytes(need)} "
+        f"(N_DATA_WORKERS={workers}, BUFFER_TILES={settings.buffer_tiles})."
     )
     if need <= free:
         return [ok(fact)]

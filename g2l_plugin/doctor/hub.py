@@ -75,7 +75,7 @@ def check_local(model: Model) -> Finding:
         if scheme not in _SCHEMES:
             return problem(
                 f"{named} is no source that eva's configs know.",
-                f"{model.variable}={find_source(model.source)}",
+                f"Set {model.variable}={find_source(model.source)}",
             )
         if scheme in ("local-dir", "demo"):
             locate_folder(model.source, weights=model.pretrained)

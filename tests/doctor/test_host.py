@@ -25,7 +25,7 @@ def test_memory_in_use_is_a_warning_and_too_little_is_a_problem(settings):
     # 9 processes of 0.9 GB and 8,192 tiles of 0.2 MB: 9.7 GB
     assert judge(settings, available=9 * GB)[1].mark == "warning"
     little = judge(settings, memory=8 * GB, available=7 * GB)[1]
-    assert little.mark == "problem" and "need about 9.7 GB" in little.fact
+    assert little.mark == "problem" and "needed are about 9.7 GB" in little.fact
     assert "N_DATA_WORKERS" in little.advice
 
 

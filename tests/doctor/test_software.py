@@ -1,8 +1,10 @@
+import sys
 from pathlib import Path
 
 import pytest
 
 from g2l_plugin.doctor.software import (
+    check_torchvision,
     judge_command,
     judge_packages,
     judge_python,
@@ -72,3 +74,11 @@ def test_a_package_that_eva_does_not_find_is_a_problem():
     assert judge_registry([], ["universal/vit"]).mark == "problem"
     off = judge_registry(["G2L_PLUGIN_AUTOLOAD"], [])
     assert (off.mark, off.advice) == ("problem", "unset G2L_PLUGIN_AUTOLOAD")
+
+
+def test_a_torchvision_that_cannot_be_imported_is_a_problem_with_its_command(settings, monkeypatch):
+    assert check_torchvision(settings) == []
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    (finding,) = check_torchvision(settings)
+    assert finding.mark == "problem" and "torchvision" in finding.fact
+    assert "pip install --force-reinstall torch torchvision" in finding.advice
