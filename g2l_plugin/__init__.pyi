@@ -48,6 +48,9 @@ from .metrics.few_shot import FewShot as FewShot
 from .metrics.probe import LogisticProbe as LogisticProbe
 from .evaluation.embedding_metrics import CKA as CKA
 from .metrics.robustness import RobustnessIndex as RobustnessIndex
+from .metrics.pathorob_index import PublishedPathoROBIndex as PublishedPathoROBIndex
+from .metrics.performance_drop import AveragePerformanceDrop as AveragePerformanceDrop
+from .metrics.clustering_score import ClusteringScore as ClusteringScore
 from .metrics.plism import MatchedRobustness as MatchedRobustness
 from .metrics.knn import knn_accuracy as knn_accuracy
 from .metrics.cka import linear_cka as linear_cka

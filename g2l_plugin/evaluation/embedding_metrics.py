@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning.pytorch as pl
 import numpy as np
@@ -20,6 +20,8 @@ from g2l_plugin.evaluation.tiles import name_classes
 from g2l_plugin.metrics.cka import align
 from g2l_plugin.metrics.embeddings import Embeddings, concatenate
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, compute_all, merge
+
+_Value = TypeVar("_Value")
 
 
 class EmbeddingMetrics(pl.Callback):
@@ -71,7 +73,8 @@ class EmbeddingMetrics(pl.Callback):
         self.model_label = model_label
         self.classes = None if classes is None else list(classes)
         # eva copies callbacks for each of its runs, but the metrics are the same in all of them.
-        self._computed = _SharedResults()
+        self._computed: _Shared[tuple[Embeddings, MetricResult]] = _Shared()
+        self._on_all_splits: _Shared[MetricResult] = _Shared()
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -111,8 +114,7 @@ class EmbeddingMetrics(pl.Callback):
             train, evaluated = self._read("train"), self._read(split)
             result = compute_all(self.metrics, train, evaluated)
             if self.metrics_on_all_splits:
-                every = concatenate([self._read(name) for name in splits_of(self.root)])
-                result = merge([result, compute_all(self.metrics_on_all_splits, every, every)])
+                result = merge([result, self._compute_on_all_splits()])
             self._computed[split] = evaluated, result
         evaluated, result = self._computed[split]
         model = read_model(self.root) or {}
@@ -126,6 +128,13 @@ class EmbeddingMetrics(pl.Callback):
             model=model | {"name": self.model_label or model.get("name", "")},
         )
         return result
+
+    def _compute_on_all_splits(self) -> MetricResult:
+        """Computes once what is the same for every evaluated split: it can take an hour."""
+        if "" not in self._on_all_splits:
+            every = concatenate([self._read(name) for name in splits_of(self.root)])
+            self._on_all_splits[""] = compute_all(self.metrics_on_all_splits, every, every)
+        return self._on_all_splits[""]
 
     def _read(self, split: str) -> Embeddings:
         embeddings = read_embeddings(self.root, split)
@@ -182,8 +191,8 @@ def _find(pattern: re.Pattern[str], embeddings: Embeddings) -> np.ndarray | None
     return np.array([match[1] for match in found if match])
 
 
-class _SharedResults(dict[str, tuple[Embeddings, MetricResult]]):
-    """Embeddings and results by split; copies are the same object."""
+class _Shared(dict[str, _Value]):
+    """Results by split; copies are the same object."""
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> _SharedResults:
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Shared[_Value]:
         return self

@@ -49,3 +49,14 @@ def concatenate(parts: Sequence[Embeddings]) -> Embeddings:
         np.concatenate([part.names for part in parts]),
         {name: np.concatenate([part.groups[name] for part in parts]) for name in groups},
     )
+
+
+def take(tiles: Embeddings, rows: np.ndarray) -> Embeddings:
+    """Takes some tiles, by their indices (K,) in that order."""
+    return Embeddings(
+        tiles.values[rows],
+        tiles.labels[rows],
+        tiles.names[rows],
+        {name: values[rows] for name, values in tiles.groups.items()},
+        tiles.split,
+    )

@@ -5,9 +5,12 @@ from __future__ import annotations
 import re
 
 from g2l_plugin.metrics.cka import BIASED_CKA, CKA
+from g2l_plugin.metrics.clustering_score import CLUSTERING
 from g2l_plugin.metrics.few_shot import FEW_SHOT
 from g2l_plugin.metrics.knn import KNN
 from g2l_plugin.metrics.metric import MetricFamily
+from g2l_plugin.metrics.pathorob_index import PUBLISHED_PATHOROB
+from g2l_plugin.metrics.performance_drop import PERFORMANCE_DROP
 from g2l_plugin.metrics.plism import COSINE, RETRIEVAL
 from g2l_plugin.metrics.probe import CALIBRATION, LOGISTIC
 from g2l_plugin.metrics.robustness import PATHOROB, ROBUSTNESS
@@ -19,6 +22,9 @@ FAMILIES = (
     CALIBRATION,
     ROBUSTNESS,
     PATHOROB,
+    PUBLISHED_PATHOROB,
+    PERFORMANCE_DROP,
+    CLUSTERING,
     COSINE,
     RETRIEVAL,
     CKA,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,20 @@ from typing_extensions import override
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.metrics.bootstrap import bootstrap_interval
-from g2l_plugin.metrics.embeddings import Embeddings
+from g2l_plugin.metrics.embeddings import Embeddings, take
+from g2l_plugin.metrics.listed_tiles import in_domain
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricFamily, MetricResult
-from g2l_plugin.metrics.neighbours import Distance, n_available, nearest
+from g2l_plugin.metrics.neighbour_kinds import (
+    KINDS,
+    NO_INFORMATIVE,
+    count_kinds,
+    de_jong_index,
+    of_units,
+    pathorob_index,
+    why_uninformative,
+)
+from g2l_plugin.metrics.neighbours import Distance, n_available
 
-_KINDS = ("SS", "SO", "OS", "OO")
 _INDICES = ("RobustnessIndex", "PathoROBIndex")
 
 ROBUSTNESS = MetricFamily(
@@ -31,9 +40,10 @@ ROBUSTNESS = MetricFamily(
 )
 PATHOROB = MetricFamily(
     key="pathorob",
-    title="Robustness index (PathoROB)",
+    title="Robustness index (PathoROB's definition)",
     about="Among neighbours that share either class or centre, the share with the class: above "
-    "0.5, biology outweighs the hospital (arXiv 2507.17845).",
+    "0.5, biology outweighs the hospital (arXiv 2507.17845). The k is ours: only the index as "
+    "published may be set beside PathoROB's leaderboard.",
     pattern=r"PathoROBIndex/k=(?P<k>\d+)",
     column="PathoROB index",
     neutral=0.5,
@@ -69,6 +79,7 @@ class RobustnessIndex(EmbeddingMetric):
         centre: str = "centre",
         exclude: Sequence[str] = ("slide", "patient"),
         distance: Distance = "cosine",
+        tiles: str | None = None,
         device: str = "auto",
     ) -> None:
         """Initializes the metric.
@@ -79,6 +90,7 @@ class RobustnessIndex(EmbeddingMetric):
             exclude: Groups whose tiles are never neighbours of each other; the first known one is
                 used. If none is known or given, only the tile itself is excluded.
             distance: `cosine` or `euclidean`.
+            tiles: List of PathoROB with the tiles to use, e.g. `camelyon`; None uses all.
             device: Where to compute; `auto` uses a CUDA device if there is one.
 
         Raises:
@@ -90,7 +102,7 @@ class RobustnessIndex(EmbeddingMetric):
                 "Set e.g. `k: [5, 10]`."
             )
         self.k, self.centre, self.exclude = sorted(set(k)), centre, tuple(exclude)
-        self.distance, self.device = distance, device
+        self.distance, self.tiles, self.device = distance, tiles, device
 
     @property
     @override
@@ -99,7 +111,9 @@ class RobustnessIndex(EmbeddingMetric):
 
     @override
     def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
-        if reason := self._why_undefined(evaluated):
+        if self.tiles is not None:
+            evaluated = take(evaluated, in_domain(evaluated, self.tiles))
+        if reason := why_uninformative(evaluated, self.centre):
             return MetricResult({}, dict.fromkeys(self.names, reason))
         excluded = next((name for name in self.exclude if name in evaluated.groups), None)
         if excluded is None and self.exclude:
@@ -117,21 +131,16 @@ class RobustnessIndex(EmbeddingMetric):
         )
         if not ks:
             return MetricResult({}, undefined)
-        indices, _ = nearest(
-            evaluated.values,
-            evaluated.values,
+        names, units = np.unique(evaluated.units, return_inverse=True)
+        counts = count_kinds(
+            evaluated,
+            evaluated.groups[self.centre],
+            own,
+            units,
+            len(names),
             max(ks),
             self.distance,
-            exclude=(own, own),
-            device=self.device,
-            description="Robustness index",
-        )
-        labels = evaluated.labels
-        _, centres = np.unique(evaluated.groups[self.centre], return_inverse=True)
-        counts = _count(
-            labels[indices] == labels[:, None],
-            centres[indices] == centres[:, None],
-            evaluated.units,
+            self.device,
         )
         settings = {"centre": self.centre, "exclude": excluded or "tile", "distance": self.distance}
         result = _summarise(counts, ks, settings)
@@ -140,53 +149,14 @@ class RobustnessIndex(EmbeddingMetric):
     def _names(self, ks: Iterable[int]) -> list[str]:
         return [f"{index}/k={k}" for index in _INDICES for k in sorted(ks)]
 
-    def _why_undefined(self, evaluated: Embeddings) -> str | None:
-        if self.centre not in evaluated.groups:
-            return f"the {self.centre} of the tiles is unknown"
-        for name, values in (
-            (self.centre, evaluated.groups[self.centre]),
-            ("class", evaluated.labels),
-        ):
-            if len(np.unique(values)) < 2:
-                return f"all tiles have the same {name}, {values[0]}"
-        return None
-
-
-def _count(same_class: np.ndarray, same_centre: np.ndarray, units: np.ndarray) -> np.ndarray:
-    """Counts SS, SO, OS and OO among the first 1, 2, ... K neighbours of each unit's tiles.
-
-    Args:
-        same_class: Whether a neighbour has the tile's class, bool (N, K), nearest first.
-        same_centre: Whether it has the tile's centre, bool (N, K).
-        units: Unit (patient) of each tile (N,).
-
-    Returns:
-        Counts in that order, int (K, units, 4).
-    """
-    _, unit = np.unique(units, return_inverse=True)
-    kinds = unit[:, None] * 4 + 2 * ~same_class + ~same_centre
-    size = 4 * (unit.max() + 1)
-    counts = [np.bincount(column, minlength=size).reshape(-1, 4) for column in kinds.T]
-    return np.cumsum(counts, axis=0)
-
-
-def _de_jong(counts: np.ndarray) -> float:
-    ss, so, os, _ = counts
-    return float((ss + so) / (ss + os)) if ss + os else np.nan
-
-
-def _pathorob(counts: np.ndarray) -> float:
-    _, so, os, _ = counts
-    return float(so / (so + os)) if so + os else np.nan
-
 
 def _summarise(counts: np.ndarray, ks: Sequence[int], settings: dict[str, Any]) -> MetricResult:
     """Computes indices, intervals and curves from counts (K, units, 4)."""
     totals = counts.sum(1)
     values, undefined, intervals, curves = {}, {}, {}, {}
     for name, index, missing in (
-        ("RobustnessIndex", _de_jong, "no neighbour has the same centre"),
-        ("PathoROBIndex", _pathorob, "no neighbour shares only the class or only the centre"),
+        ("RobustnessIndex", de_jong_index, "no neighbour has the same centre"),
+        ("PathoROBIndex", pathorob_index, NO_INFORMATIVE),
     ):
         curve = [index(total) for total in totals]
         curves[name] = {
@@ -197,22 +167,13 @@ def _summarise(counts: np.ndarray, ks: Sequence[int], settings: dict[str, Any]) 
             if np.isnan(curve[k - 1]):
                 undefined[f"{name}/k={k}"] = missing
                 continue
-            interval = bootstrap_interval(
-                _of_units(index, counts[k - 1]), np.arange(len(counts[0]))
-            )
+            interval = bootstrap_interval(of_units(index, counts[k - 1]), np.arange(len(counts[0])))
             values[f"{name}/k={k}"] = interval.value
             intervals[f"{name}/k={k}"] = interval.ends()
-    neighbours = {str(k): dict(zip(_KINDS, totals[k - 1].tolist(), strict=True)) for k in ks}
+    neighbours = {str(k): dict(zip(KINDS, totals[k - 1].tolist(), strict=True)) for k in ks}
     details = {
         "robustness": settings | {"neighbours": neighbours},
         "intervals": intervals,
         "curves": curves,
     }
     return MetricResult(values, undefined, details=details)
-
-
-def _of_units(
-    index: Callable[[np.ndarray], float], counts: np.ndarray
-) -> Callable[[np.ndarray], float]:
-    """Returns a function that computes the index of some units from their counts (units, 4)."""
-    return lambda units: index(counts[units].sum(0))
