@@ -38,6 +38,8 @@ class Task:
         groups: Patterns that find further groups in a tile's name; see `EmbeddingMetrics`.
         robustness: Tiles for the robustness index: those of the evaluated split, or all; None if
             the centres of the tiles are unknown.
+        robustness_tiles: List of PathoROB with the tiles of the robustness index; None uses all.
+        published: Metrics of PathoROB as published: class path, and arguments as lines of YAML.
         centre: Metadata key of a tile's centre.
         exclude: Metadata keys; tiles that share one of these values are not neighbours.
         matched: Whether the tiles show the same locations under several scanners and stains.
@@ -64,6 +66,8 @@ class Task:
     metadata_keys: tuple[str, ...] = ()
     groups: dict[str, str] = dataclasses.field(default_factory=dict)
     robustness: Literal["evaluated", "all"] | None = None
+    robustness_tiles: str | None = None
+    published: tuple[tuple[str, tuple[str, ...]], ...] = ()
     centre: str = "centre"
     exclude: tuple[str, ...] = ("slide", "patient")
     matched: bool = False
@@ -110,17 +114,65 @@ def _slides(**fields: Any) -> Task:
     )
 
 
-def _pathorob(name: str, classes: tuple[str, ...], tiles: str) -> Task:
+def _pathorob(
+    name: str, classes: tuple[str, ...], lists: tuple[str, ...], about: str = "", **fields: Any
+) -> Task:
+    """A dataset of PathoROB, with the lists of the tiles that its metrics use."""
+    files = " ".join(f"{own}.csv" for own in lists)
     return _manifest_tiles(
         f"pathorob_{name}",
         title=f"PathoROB, {name}: biological class against medical centre",
-        about=_prepare(f"pathorob DOWNLOAD --output data/pathorob_{name} --metadata {tiles}"),
+        about=(
+            *((about,) if about else ()),
+            *_prepare(f"pathorob DOWNLOAD --metadata {files} --output data/pathorob_{name}"),
+        ),
         classes=classes,
-        robustness="all",
+        metadata_keys=(*_TILE_METADATA, "listed"),
+        **fields,
     )
 
 
+def _leaderboard_index(tiles: str, k: int, paired: bool = False) -> tuple[str, tuple[str, ...]]:
+    """PathoROB's index at its k for the dataset."""
+    arguments = (f"tiles: {tiles}", f"k: {k}", *(("paired: true",) if paired else ()))
+    return "g2l_plugin.PublishedPathoROBIndex", arguments
+
+
+def _performance_drop(dataset: str) -> tuple[str, tuple[str, ...]]:
+    arguments = (f"dataset: {dataset}", "n_repeats: ${oc.env:APD_REPEATS, 20}")
+    return "g2l_plugin.AveragePerformanceDrop", arguments
+
+
+def _clustering_score(tiles: str) -> tuple[str, tuple[str, ...]]:
+    arguments = (f"tiles: {tiles}", "n_trials: ${oc.env:CLUSTERING_TRIALS, 50}")
+    return "g2l_plugin.ClusteringScore", arguments
+
+
 _DOWNLOAD = "download: ${oc.env:DOWNLOAD_DATA, false}"
+
+_TCGA_CLASSES = (
+    "Bladder_Urothelial_Carcinoma",
+    "Brain_Lower_Grade_Glioma",
+    "Breast_invasive_carcinoma",
+    "Cervical_squamous_cell_carcinoma_and_endocervical_adenocarcinoma",
+    "Colon_adenocarcinoma",
+    "Esophageal_carcinoma",
+    "Glioblastoma_multiforme",
+    "Head_and_Neck_squamous_cell_carcinoma",
+    "Kidney_Chromophobe",
+    "Kidney_renal_clear_cell_carcinoma",
+    "Kidney_renal_papillary_cell_carcinoma",
+    "Liver_hepatocellular_carcinoma",
+    "Lung_adenocarcinoma",
+    "Lung_squamous_cell_carcinoma",
+    "Pancreatic_adenocarcinoma",
+    "Prostate_adenocarcinoma",
+    "Rectum_adenocarcinoma",
+    "Skin_Cutaneous_Melanoma",
+    "Stomach_adenocarcinoma",
+    "Thyroid_carcinoma",
+    "Uterine_Corpus_Endometrial_Carcinoma",
+)
 
 TASKS = {
     "demo": Task(
@@ -287,8 +339,18 @@ TASKS = {
     ),
     "tiger": _manifest_tiles(
         "tiger",
-        title="TIGER: seven tissue classes of breast cancer, from three centres",
+        title="TIGER: the G2L paper's five tissue classes of breast cancer, from three centres",
         about=_prepare("tiger DOWNLOAD --output data/tiger"),
+        classes=("inflamed stroma", "necrosis", "rest", "stroma", "tumor"),
+        robustness="all",
+    ),
+    "tiger_all": _manifest_tiles(
+        "tiger_all",
+        title="TIGER: all seven tissue classes of breast cancer, from three centres",
+        about=_prepare(
+            "tiger DOWNLOAD --output data/tiger_all --classes all --size 256 --stride 256 "
+            "--min-purity 0.75"
+        ),
         classes=(
             "healthy glands",
             "in-situ tumor",
@@ -300,7 +362,18 @@ TASKS = {
         ),
         robustness="all",
     ),
-    "pathorob_camelyon": _pathorob("camelyon", ("normal", "tumor"), "camelyon.csv"),
+    "pathorob_camelyon": _pathorob(
+        "camelyon",
+        ("normal", "tumor"),
+        ("camelyon", "camelyon_reduced"),
+        robustness="all",
+        robustness_tiles="camelyon",
+        published=(
+            _leaderboard_index("camelyon", 11),
+            _performance_drop("camelyon"),
+            _clustering_score("camelyon_reduced"),
+        ),
+    ),
     "pathorob_tcga": _pathorob(
         "tcga",
         (
@@ -309,12 +382,30 @@ TASKS = {
             "Lung_adenocarcinoma",
             "Lung_squamous_cell_carcinoma",
         ),
-        "tcga_4x4.csv",
+        ("tcga_4x4",),
+        about="The index of PathoROB's leaderboard is that of pathorob_tcga_2x2.",
+        robustness="all",
+        robustness_tiles="tcga_4x4",
+        published=(_performance_drop("tcga"), _clustering_score("tcga_4x4")),
+    ),
+    "pathorob_tcga_2x2": _pathorob(
+        "tcga_2x2",
+        _TCGA_CLASSES,
+        ("tcga_2x2",),
+        about="The tiles are paired: two classes from two centres at a time.",
+        published=(_leaderboard_index("tcga_2x2", 61, paired=True),),
     ),
     "pathorob_tolkach_esca": _pathorob(
         "tolkach_esca",
         ("ADVENT", "MUSC_PROP", "REGR_TU", "SH_MAG", "SH_OES", "TUMOR"),
-        "tolkach_esca_reduced.csv",
+        ("tolkach_esca", "tolkach_esca_reduced"),
+        robustness="all",
+        robustness_tiles="tolkach_esca_reduced",
+        published=(
+            _leaderboard_index("tolkach_esca_reduced", 46),
+            _performance_drop("tolkach_esca"),
+            _clustering_score("tolkach_esca_reduced"),
+        ),
     ),
     "plism": _manifest_tiles(
         "plism",

@@ -55,15 +55,31 @@ def _add_options(task: argparse.ArgumentParser, name: str) -> None:
     if name == "tp53":
         add("--mutations", type=Path, required=True, help="MAF of all genes, or folder of MAFs")
     if name in ("aggc22", "tiger"):
-        add("--size", type=int, default=256, help="side of a tile, in pixels at 0.5 microns")
-        add("--min-purity", type=float, default=0.75, help="least share of one class in a tile")
+        size, purity = (512, 0.5) if name == "tiger" else (256, 0.75)
+        add("--size", type=int, default=size, help="side of a tile, in pixels at 0.5 microns")
+        add("--min-purity", type=float, default=purity, help="least share of one class in a tile")
         add("--workers", type=int, help="processes; one per CPU core if not given")
     if name == "aggc22":
         add("--max-tiles", type=int, default=100, help="most tiles per class and slide")
+    if name == "tiger":
+        add("--stride", type=int, help="pixels from a tile to the next; half a tile if not given")
+        add(
+            "--classes",
+            choices=["paper", "all"],
+            default="paper",
+            help="five classes of the G2L paper, or all seven of TIGER",
+        )
     if name == "plism":
         add("--every", type=int, default=16, help="use every n-th place")
     if name == "pathorob":
-        add("--metadata", type=Path, help="PathoROB's list of tiles to use; all if not given")
+        add(
+            "--metadata",
+            type=Path,
+            nargs="+",
+            default=[],
+            metavar="CSV",
+            help="PathoROB's lists of tiles to use; all tiles if not given",
+        )
 
 
 def _run(options: argparse.Namespace) -> None:

@@ -33,18 +33,27 @@ class Rules:
         min_purity: Smallest share of a tile that its class must cover, 0 to 1.
         max_tiles: Largest number of tiles per class and region, chosen at random; None keeps all.
         seed: Seed of that choice.
+        stride: Pixels from a tile to the next; None leaves no overlap. It divides the size.
+        classes: Name of the set of classes, where a dataset has several.
     """
 
     size: int = 256
     min_purity: float = 0.75
     max_tiles: int | None = None
     seed: int = 0
+    stride: int | None = None
+    classes: str = ""
 
     def __post_init__(self) -> None:
         if self.size < 1 or not 0 < self.min_purity <= 1:
             raise UserError(
                 f"The tile size is {self.size} and the purity {self.min_purity:g}. Expected a size "
                 "of 1 or more, and a purity above 0 and up to 1 (--size, --min-purity)."
+            )
+        if self.stride is not None and (self.stride < 1 or self.size % self.stride):
+            raise UserError(
+                f"The stride is {self.stride} and the tile size {self.size}. Expected a stride "
+                "that divides the size, e.g. half of it (--stride, --size)."
             )
 
 

@@ -45,6 +45,21 @@ _CLASSES = {
 }
 """Values in the masks; 0 is not annotated."""
 
+_LEFT_OUT = ""
+_CLASS_SETS = {
+    "all": {label: label for label in _CLASSES.values()},
+    "paper": {
+        "invasive tumor": "tumor",
+        "in-situ tumor": "tumor",
+        "tumor-associated stroma": "stroma",
+        "necrosis not in-situ": "necrosis",
+        "inflamed stroma": "inflamed stroma",
+        "rest": "rest",
+        "healthy glands": _LEFT_OUT,
+    },
+}
+"""Label in the manifest of each class of TIGER, by name of the set."""
+
 _PATIENTS = {
     "TCGA": re.compile(r"(TCGA-\w{2}-\w{4})-"),
     "RUMC": re.compile(r"(TC_S\d+_P\d+)_"),
@@ -56,12 +71,18 @@ _PATIENTS = {
 def prepare(
     download: Path,
     output: Path,
-    size: int = 256,
-    min_purity: float = 0.75,
+    size: int = 512,
+    min_purity: float = 0.5,
+    stride: int | None = None,
+    classes: str = "paper",
     seed: int = 0,
     workers: int | None = None,
 ) -> Path:
-    """Cuts tiles on a grid without overlap and labels each with the class that covers most of it.
+    """Cuts tiles on a grid and labels each with the class that covers most of it.
+
+    The defaults are those of the G2L paper (arXiv 2510.11176), so a robustness index may be set
+    beside its: tiles of 512 pixels that overlap by half; a class covers at least half of a tile;
+    invasive and in-situ tumour are one of five classes, and healthy glands are left out.
 
     The root of the manifest's paths is `output`. If both tissue-bcss and tissue-cells have regions
     of a slide, only those of tissue-bcss are cut, so that no tissue appears twice. Classes with
@@ -73,6 +94,8 @@ def prepare(
         output: Folder for `tiles/` and manifest.csv. An interrupted run continues there.
         size: Side of the tiles, in pixels at 0.5 microns per pixel.
         min_purity: Smallest share of a tile that its class must cover, 0 to 1.
+        stride: Pixels from a tile to the next, a divisor of `size`; None is half a tile.
+        classes: `paper` for the five classes of the paper, or `all` for TIGER's seven.
         seed: Seed of the splits.
         workers: Number of processes; None uses one per CPU core.
 
@@ -80,14 +103,20 @@ def prepare(
         Path of the manifest.
 
     Raises:
-        UserError: A part of the download is missing.
+        UserError: A part of the download is missing, the stride does not divide the size, or the
+            set of classes is unknown.
     """
+    if classes not in _CLASS_SETS:
+        raise UserError(f"The classes are {classes!r}. Expected paper or all (--classes).")
+    if stride is None:
+        stride = size // 2
+    rules = Rules(size, min_purity, stride=stride, classes=classes)
     parts = [f"{name}/{kind}" for name in _SETS for kind in ("images", "masks")]
     annotations = "roi-level-annotations"
     subfolders = ["", annotations, f"wsirois/{annotations}", f"training/wsirois/{annotations}"]
     root = find_root(download, parts, _SOURCE, subfolders)
     regions = _list_regions(root)
-    table = cut_regions(read_tiles, regions, Rules(size, min_purity), output, workers)
+    table = cut_regions(read_tiles, regions, rules, output, workers)
     table = leave_out_rare(table)
     table["split"] = split_patients(table["label"], table["patient"], seed)
     return write_table(output / "manifest.csv", table)
@@ -111,19 +140,31 @@ def read_tiles(region: Region, rules: Rules) -> Iterator[Tile]:
         raise UserError(
             f"{region.image} has {pixels.shape[:2]} pixels, but its mask has {mask.shape}"
         )
-    rows, columns = (length // rules.size for length in mask.shape)
-    if not rows or not columns:
+    stride = rules.stride or rules.size
+    if min(mask.shape) < rules.size:
         return
-    mask = mask[: rows * rules.size, : columns * rules.size]
+    for row, column, label in choose_tiles(_shares(mask, rules, stride), region, rules):
+        if label != _LEFT_OUT:
+            x, y = column * stride, row * stride
+            yield x, y, label, pixels[y : y + rules.size, x : x + rules.size]
+
+
+def _shares(mask: np.ndarray, rules: Rules, stride: int) -> dict[str, np.ndarray]:
+    """Computes, for each label, the share of each tile that it covers, float (rows, columns)."""
+    labels = _CLASS_SETS[rules.classes]
+    # Pixels are counted in squares as large as the stride; a tile is some of them.
+    height, width = (length // stride for length in mask.shape)
+    mask = mask[: height * stride, : width * stride]
+    bins = [np.arange(length) // stride for length in mask.shape]
+    n_squares = rules.size // stride
     shares = {}
-    for value, label in _CLASSES.items():
-        counts = np.zeros((rows, columns), np.int64)
-        bins = [np.arange(length) // rules.size for length in mask.shape]
-        count_pixels(mask == value, bins[0], bins[1], counts)
-        shares[label] = counts / rules.size**2
-    for row, column, label in choose_tiles(shares, region, rules):
-        x, y = column * rules.size, row * rules.size
-        yield x, y, label, pixels[y : y + rules.size, x : x + rules.size]
+    for label in dict.fromkeys(labels.values()):
+        values = [value for value, name in _CLASSES.items() if labels[name] == label]
+        counts = np.zeros((height, width), np.int64)
+        count_pixels(np.isin(mask, values), bins[0], bins[1], counts)
+        windows = np.lib.stride_tricks.sliding_window_view(counts, (n_squares, n_squares))
+        shares[label] = windows.sum(axis=(2, 3)) / rules.size**2
+    return shares
 
 
 def _list_regions(root: Path) -> list[Region]:

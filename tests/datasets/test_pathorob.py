@@ -101,19 +101,37 @@ def test_all_shards_are_read_and_jpeg_stays_jpeg(tmp_path):
     assert table["path"].str.endswith(".jpg").all()
 
 
-def test_only_listed_tiles_are_written(download, tmp_path):
+def write_list(path, rows):
+    columns = ["subset", "slide_id", "patch_id", "biological_class", "medical_center"]
+    pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
+    return path
+
+
+def test_only_listed_tiles_are_written_with_their_entries(download, tmp_path):
     rows = [
         ("OOD" if centre == "LPON" else "ID", slide, 34317, label, centre)
-        for slide, label, centre in SLIDES
+        for slide, label, centre in SLIDES[::-1]
     ]
-    columns = ["subset", "slide_id", "patch_id", "biological_class", "medical_center"]
-    path = tmp_path / "camelyon.csv"
-    pd.DataFrame(rows * 2, columns=columns).to_csv(path, index=False)  # tcga_2x2.csv repeats some
-    table = pd.read_csv(prepare(download, tmp_path / "out", path), dtype=str)
-    assert len(table) == 13 and set(table["centre"]) == {"RUMC", "UMCU"}
-    pd.DataFrame([("ID", "other", 1, "x", "y")], columns=columns).to_csv(path, index=False)
-    with pytest.raises(UserError, match="1 of 1 tiles of .*camelyon.csv are not in"):
-        prepare(download, tmp_path / "out", path)
+    pairs = [(pair, "normal_002", 34318, "normal", "RUMC") for pair in ("a-b-x-y", "a-c-x-y")]
+    whole = write_list(tmp_path / "camelyon.csv", rows)
+    paired = write_list(tmp_path / "tcga_2x2.csv", [*pairs, pairs[0]])
+    table = pd.read_csv(prepare(download, tmp_path / "out", [whole, paired]), dtype=str)
+    assert len(table) == 16
+    listed = table.set_index("path")["listed"]
+    assert listed["tiles/RUMC_normal_002/34317.png"] == "camelyon/ID/12"
+    assert listed["tiles/patient_091_node_1/34317.png"] == "camelyon/OOD/0"
+    assert listed["tiles/RUMC_normal_002/34318.png"] == (
+        "tcga_2x2/a-b-x-y/0;tcga_2x2/a-c-x-y/1;tcga_2x2/a-b-x-y/2"
+    )
+
+
+def test_a_list_of_another_dataset_is_refused(download, tmp_path):
+    other = write_list(tmp_path / "camelyon.csv", [("ID", "other", 1, "x", "y")])
+    with pytest.raises(UserError, match="1 of 1 tiles of camelyon.csv .*are not in"):
+        prepare(download, tmp_path / "out", [other])
+    empty = write_list(tmp_path / "empty.csv", [])
+    with pytest.raises(UserError, match=r"empty.csv lists no tiles"):
+        prepare(download, tmp_path / "out", [empty])
 
 
 def test_existing_tiles_are_not_written_again(download, tmp_path):

@@ -40,6 +40,7 @@ def download(tmp_path):
 
 
 def prepared(download, tmp_path, **arguments):
+    arguments = {"stride": 64, "min_purity": 0.75, "classes": "all"} | arguments
     manifest = prepare(download, tmp_path / "out", size=64, workers=1, **arguments)
     return manifest, pd.read_csv(manifest, dtype=str)
 
@@ -60,6 +61,70 @@ def test_tiles_are_cut_by_the_masks_majority_class(download, tmp_path):
     assert row["path"].endswith("/64_0.png") and "," not in row["path"]
     first = np.asarray(Image.open(manifest.parent / row["path"]))
     assert (first == write_region(tmp_path, "again", "x")[:64, 64:128]).all()
+
+
+def relabel(download, mask):
+    """Gives all regions a mask, int (H, W) of at most 70 x 150."""
+    pixels = np.zeros((70, 150), np.uint8)
+    pixels[: mask.shape[0], : mask.shape[1]] = mask
+    for path in (download / "wsirois" / "roi-level-annotations").glob("*/masks/*.png"):
+        Image.fromarray(pixels).save(path)
+
+
+def majority_by_hand(mask, size, stride, merged):
+    """Left edge, top edge and label of the tiles that one class covers by half, in a plain loop."""
+    found = set()
+    for y in range(0, 70 - size + 1, stride):
+        for x in range(0, 150 - size + 1, stride):
+            covered = {}
+            for value in mask[y : y + size, x : x + size].ravel():
+                covered[merged[value]] = covered.get(merged[value], 0) + 1
+            label = max(covered, key=covered.get)
+            if label and covered[label] >= size**2 / 2:
+                found.add((x, y, label))
+    return found
+
+
+def test_the_papers_five_classes_are_cut_with_overlap_by_default(download, tmp_path):
+    rng = np.random.default_rng(0)
+    mask = np.kron(rng.integers(0, 8, (10, 21)), np.ones((7, 7), int))[:70, :147]
+    mask[:, 30:70] = np.where(rng.random((70, 40)) < 0.8, 1 + 2 * (mask[:, 30:70] > 3), 4)
+    mask[:, 80:110] = 4  # glands
+    mask[:, 115:] = np.where(rng.random((70, 32)) < 0.7, 2, 6)
+    mask = np.pad(mask, ((0, 0), (0, 3))).astype(np.uint8)
+    relabel(download, mask)
+    merged = [None, "tumor", "stroma", "tumor", None, "necrosis", "inflamed stroma", "rest"]
+    merged = dict(enumerate(merged))
+    expected = majority_by_hand(mask, 16, 8, merged | {0: None, 4: None})
+    table = pd.read_csv(prepare(download, tmp_path / "out", size=16, workers=1), dtype=str)
+    own = table[table["slide"] == TCGA[0]]
+    places = own["path"].str.extract(r"/(\d+)_(\d+)\.png$").astype(int).to_numpy()
+    found = {(x, y, label) for (x, y), label in zip(places.tolist(), own["label"], strict=True)}
+    assert found == expected and len({label for *_, label in found}) >= 2
+    assert any(x % 16 for x, *_ in found)
+
+
+def test_in_situ_tumour_counts_with_invasive_and_glands_are_left_out(download, tmp_path):
+    mask = np.zeros((64, 128), np.uint8)
+    mask[:20, :64], mask[20:40, :64], mask[:, 64:] = 1, 3, 4
+    relabel(download, mask)
+    arguments = {"min_purity": 0.5, "stride": 64}
+    _, table = prepared(download, tmp_path, classes="paper", **arguments)
+    assert set(table["label"]) == {"tumor"} and len(table) == 18
+    _, table = prepared(download, tmp_path, classes="all", **arguments)
+    assert set(table["label"]) == {"healthy glands"} and len(table) == 18
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"stride": 48}, "stride is 48 and the tile size 64"),
+        ({"classes": "five"}, "classes are 'five'. Expected paper or all"),
+    ],
+)
+def test_impossible_settings_are_told(download, tmp_path, arguments, message):
+    with pytest.raises(UserError, match=message):
+        prepared(download, tmp_path, **arguments)
 
 
 def test_patient_and_centre_come_from_the_name(download, tmp_path):
