@@ -11,6 +11,11 @@ def test_a_name_belongs_to_the_family_whose_pattern_matches_all_of_it():
     assert family_of("LogisticECE") is probe.CALIBRATION
     assert family_of("LogisticAUROC") is probe.LOGISTIC
     assert family_of("RobustnessIndex/k=20") is robustness.ROBUSTNESS
+    assert family_of("PathoROBIndex/k=20") is robustness.PATHOROB
+    published = family_of("PublishedPathoROBIndex/k=61")
+    assert published.title == "Robustness index (PathoROB, as published)"
+    for name in ("AveragePerformanceDrop/OOD", "ClusteringScore", "ClusteringScore/trials=5"):
+        assert "as published" in family_of(name).title
     assert family_of("Top10Accuracy/scanner") is plism.RETRIEVAL
     assert len({family.key for family in FAMILIES}) == len(FAMILIES)
 

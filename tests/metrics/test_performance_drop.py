@@ -119,12 +119,12 @@ def test_the_drop_equals_that_of_a_direct_loop():
 
 def test_an_encoder_that_shows_only_the_centre_loses_and_one_that_shows_only_the_class_does_not():
     blind, robust = (
-        AveragePerformanceDrop("small", n_repeats=1).compute(tiles, tiles)
+        AveragePerformanceDrop("small", n_repeats=4).compute(tiles, tiles)
         for tiles in (draw((0.7, 6.0)), draw((6.0, 0.0)))
     )
-    assert blind.values["AveragePerformanceDrop/ID/repeats=1"] < -0.1
-    assert robust.values["AveragePerformanceDrop/ID/repeats=1"] == pytest.approx(0, abs=0.01)
-    assert robust.values["AveragePerformanceDrop/OOD/repeats=1"] == pytest.approx(0, abs=0.01)
+    assert blind.values["AveragePerformanceDrop/ID/repeats=4"] < -0.1
+    assert robust.values["AveragePerformanceDrop/ID/repeats=4"] == pytest.approx(0, abs=0.01)
+    assert robust.values["AveragePerformanceDrop/OOD/repeats=4"] == pytest.approx(0, abs=0.01)
 
 
 @pytest.mark.parametrize("name", ["camelyon", "tcga", "tolkach_esca"])
