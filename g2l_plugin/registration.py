@@ -147,8 +147,23 @@ def prepare_cli() -> None:
 
     sys.excepthook = print_user_errors
     register_resolvers()
+    register_manifest_resolver()
     import g2l_plugin.distillation.module
     import g2l_plugin.distillation.running.trainer  # noqa: F401
+
+
+def register_manifest_resolver() -> None:
+    """Registers `${g2l.manifest:FACT}` of the config `benchmarks/manifest`; see `manifest_task`."""
+    from omegaconf import OmegaConf
+
+    folder = os.getcwd()  # jsonargparse reads a config in the config's folder
+
+    def resolve(fact: str) -> Any:
+        from g2l_plugin.datasets.manifest_task import manifest_fact  # only that config waits for it
+
+        return manifest_fact(fact, folder)
+
+    OmegaConf.register_resolver("g2l.manifest", resolve, replace=True)
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

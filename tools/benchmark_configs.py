@@ -54,6 +54,8 @@ class Task:
         n_data_workers: Number of processes that read tiles.
         n_patches: Largest number of tiles per slide.
         target_mpp: Microns per pixel of a slide's tiles.
+        from_manifest: Whether classes, outputs and metrics follow from the manifest, when eva reads
+            the config (`g2l_plugin.datasets.manifest_task`).
     """
 
     title: str
@@ -82,6 +84,7 @@ class Task:
     n_data_workers: int = 4
     n_patches: int = 1000
     target_mpp: float = 0.5
+    from_manifest: bool = False
 
 
 def _root(folder: str) -> str:
@@ -418,6 +421,26 @@ TASKS = {
         classes=("AT2", "GT450", "P", "S210", "S360", "S60", "SQ"),
         metadata_keys=("slide", "scanner", "stain", "location"),
         matched=True,
+    ),
+    "manifest": Task(
+        title="A task of one's own: the classes of any manifest of tiles",
+        about=(
+            "MANIFEST_FILE is a CSV or parquet file with a row per tile: path, label and, if",
+            "known, split (train, val, test), patient, slide and centre. Without the column split,",
+            "splits are drawn that keep each patient in one. DATA_ROOT is the folder that the",
+            "paths are relative to, if it is not the manifest's own. TASK_NAME names the task.",
+        ),
+        dataset="g2l_plugin.ManifestTiles",
+        dataset_args=(
+            "root: ${g2l.manifest:root}",
+            "manifest_file: ${g2l.manifest:file}",
+            "draw_splits: true",
+        ),
+        classes=(),
+        splits=_TRAIN_VAL_TEST,
+        folder="${g2l.manifest:name}",
+        metadata_keys=_TILE_METADATA,
+        from_manifest=True,
     ),
 }
 """Config name to task."""

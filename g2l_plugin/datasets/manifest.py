@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 from eva.vision.data.datasets.vision import VisionDataset
 from eva.vision.utils.io import read_image_as_tensor
+from loguru import logger
 from torchvision import tv_tensors
 from typing_extensions import override
 
@@ -23,6 +24,7 @@ from g2l_plugin.datasets.manifest_table import (
     read_table,
     sort_labels,
 )
+from g2l_plugin.datasets.splits import split_patients
 from g2l_plugin.errors import UserError, in_one_line
 
 _REQUIRED = ("path", "label")
@@ -74,6 +76,7 @@ class ManifestTiles(VisionDataset[tv_tensors.Image, torch.Tensor]):
         split: Literal["train", "val", "test"] | None = None,
         column_mapping: dict[str, str] = default_column_mapping,
         transforms: Callable | None = None,
+        draw_splits: bool = False,
     ) -> None:
         """Initializes the dataset without reading any file.
 
@@ -83,11 +86,14 @@ class ManifestTiles(VisionDataset[tv_tensors.Image, torch.Tensor]):
             split: Split to read; None reads all rows.
             column_mapping: Our column names to those of the manifest, if they differ.
             transforms: Transforms of tile and target, as in eva's datasets.
+            draw_splits: Whether splits are drawn if the manifest has no column `split`: by patient,
+                as `g2l prepare` does for a task without official ones.
         """
         super().__init__(transforms=transforms)
         self._root = root
         self._manifest_path = Path(root) / manifest_file
         self._split = split
+        self._draw_splits = draw_splits
         self._column_mapping = self.default_column_mapping | column_mapping
         self._table: pd.DataFrame | None = None
         self._classes: list[str] = []
@@ -153,10 +159,26 @@ class ManifestTiles(VisionDataset[tv_tensors.Image, torch.Tensor]):
         return len(self._paths)
 
     def _load(self) -> pd.DataFrame:
-        required = _REQUIRED if self._split is None else (*_REQUIRED, "split")
+        needs_split = self._split is not None and not self._draw_splits
+        required = (*_REQUIRED, "split") if needs_split else _REQUIRED
         table = read_table(self._manifest_path, self._column_mapping, required)
         check_table(table, self._manifest_path)
+        if self._draw_splits and "split" not in table:
+            table["split"] = self._draw(table)
         return table
+
+    def _draw(self, table: pd.DataFrame) -> np.ndarray:
+        """Splits of the rows, the same in every dataset of the manifest."""
+        if "patient" not in table:
+            raise UserError(
+                f"Manifest {self._manifest_path} has neither a column split nor a column patient. "
+                "Give each tile its split (train, val or test), or its patient: splits are then "
+                "drawn that keep each patient in one."
+            )
+        splits = split_patients(table["label"], table["patient"])
+        counts = ", ".join(f"{(splits == split).sum():,} {split}" for split in SPLITS)
+        logger.info(f"{self._manifest_path} has no splits: drawn by patient, {counts} tiles.")
+        return splits
 
     def _rows(self, table: pd.DataFrame) -> pd.DataFrame:
         if self._split is None:
@@ -165,6 +187,7 @@ class ManifestTiles(VisionDataset[tv_tensors.Image, torch.Tensor]):
         if rows.empty:
             known = ", ".join(split for split in SPLITS if (table["split"] == split).any())
             raise UserError(
-                f"{self._manifest_path} has no rows of the split {self._split!r}. It has {known}."
+                f"{self._manifest_path} has no rows of the split {self._split!r}. It has {known}. "
+                "Give some patients this split."
             )
         return rows

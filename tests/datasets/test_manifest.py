@@ -221,3 +221,26 @@ def test_a_slide_in_two_splits_is_said_where_patients_are_unknown(root, warned):
 
 def test_unknown_patients_are_not_one_patient(root):
     assert len(set_up(dataset(root, TABLE.assign(patient="")))) == 2
+
+
+def test_splits_are_drawn_by_patient_only_if_asked_for(root):
+    table = pd.DataFrame({"path": [f"{n}.png" for n in range(40)]})
+    table = table.assign(label=["a", "b"] * 20, patient=[f"p{n // 4}" for n in range(40)])
+    assert "has no column split" in refusal(root, table)
+    tiles = {}
+    for split in ("train", "val", "test"):
+        data = dataset(root, table, split, draw_splits=True)
+        data.setup()
+        tiles[split] = [
+            (data.filename(n), data.load_metadata(n)["patient"]) for n in range(len(data))
+        ]
+    patients = [{patient for _, patient in found} for found in tiles.values()]
+    assert not set.intersection(*patients) and sum(map(len, patients)) == 10
+    assert sorted(name for found in tiles.values() for name, _ in found) == sorted(table["path"])
+    with pytest.raises(UserError, match="neither a column split nor a column patient"):
+        dataset(root, table.drop(columns="patient"), draw_splits=True).setup()
+
+
+def test_splits_of_the_manifest_go_before_drawn_ones(root):
+    drawn = [set_up(dataset(root, split=split, draw_splits=True)) for split in ("train", "test")]
+    assert [[data.filename(0), len(data)] for data in drawn] == [["a/0.png", 2], ["b/4.png", 1]]

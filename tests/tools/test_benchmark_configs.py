@@ -19,7 +19,9 @@ def test_the_configs_agree_with_the_template():
 
 
 @pytest.mark.parametrize("name", sorted(TASKS))
-def test_eva_reads_the_config(name, monkeypatch, capsys):
+def test_eva_reads_the_config(name, tmp_path, monkeypatch, capsys):
+    (tmp_path / "tiles.csv").write_text("path,label\na.png,x\nb.png,y\nc.png,z\n")
+    monkeypatch.setenv("MANIFEST_FILE", str(tmp_path / "tiles.csv"))
     monkeypatch.setenv("MODEL_NAME", "g2l/student")
     monkeypatch.setenv("MODEL_LABEL", "breast_vitl14")
     prepare_cli()
