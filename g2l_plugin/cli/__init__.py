@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from g2l_plugin.cli import (
+    benchmark,
     config,
     doctor,
     index,
@@ -28,8 +29,9 @@ _COMMANDS = (
     pack,
     publish,
     prepare,
-    report,
+    benchmark,
     invariance,
+    report,
 )
 """In the order in which a user meets them."""
 

@@ -23,3 +23,11 @@ def add_command(
     return commands.add_parser(
         name, help=summary, description=summary, epilog=epilog, formatter_class=HelpFormatter
     )
+
+
+def shard(text: str) -> tuple[int, int]:
+    """Reads `--shard I/N`: the I-th of N parts, I from 1."""
+    part, _, n_parts = text.partition("/")
+    if not (part.isdecimal() and n_parts.isdecimal() and 1 <= int(part) <= int(n_parts)):
+        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, as 3/16, got {text!r}")
+    return int(part), int(n_parts)

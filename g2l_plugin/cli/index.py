@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from g2l_plugin.cli.command import Commands, add_command
+from g2l_plugin.cli.command import Commands, add_command, shard
 
 if TYPE_CHECKING:
     from g2l_plugin.slides.index import Index
@@ -55,7 +55,7 @@ def add_parser(commands: Commands) -> None:
         help="auto decodes a slide's own tiles where that gives the same pixels; openslide never",
     )
     add("--workers", type=int, help="processes; one per usable CPU core if not given")
-    add("--shard", type=_shard, metavar="I/N", help="index only the I-th of N parts, I from 1")
+    add("--shard", type=shard, metavar="I/N", help="index only the I-th of N parts, I from 1")
     add("--merge", action="store_true", help="only check that all parts are there, and sum up")
     parser.set_defaults(command=_run)
 
@@ -66,13 +66,6 @@ def _number(text: str) -> int | None:
     if not (text.isdecimal() and int(text)):
         raise argparse.ArgumentTypeError(f"expected 1 or more, or `all`, got {text!r}")
     return int(text)
-
-
-def _shard(text: str) -> tuple[int, int]:
-    part, _, n_parts = text.partition("/")
-    if not (part.isdecimal() and n_parts.isdecimal() and 1 <= int(part) <= int(n_parts)):
-        raise argparse.ArgumentTypeError(f"expected I/N with 1 <= I <= N, as 3/16, got {text!r}")
-    return int(part), int(n_parts)
 
 
 def _run(options: argparse.Namespace) -> None:

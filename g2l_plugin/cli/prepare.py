@@ -85,12 +85,14 @@ def _add_options(task: argparse.ArgumentParser, name: str) -> None:
 def _run(options: argparse.Namespace) -> None:
     import importlib
 
-    from g2l_plugin.datasets.manifest_table import print_summary, root_of
+    from g2l_plugin.datasets.manifest_table import print_summary
+    from g2l_plugin.datasets.prepared import write_variables
 
     given = vars(options)
     prepare = importlib.import_module(f"g2l_plugin.datasets.{options.task}").prepare
     manifest = prepare(**{key: given[key] for key in given.keys() - {"task", "command"}}).resolve()
     print_summary(manifest)
-    root = root_of(manifest, options.download).resolve()
+    variables = write_variables(manifest, options.download)
     print(f"Manifest: {manifest}")
-    print(f"Variables for the task's config: DATA_ROOT={root} MANIFEST_FILE={manifest}")
+    found = " ".join(f"{name}={value}" for name, value in variables.items())
+    print(f"Variables for the task's config: {found}")

@@ -153,12 +153,6 @@ def print_summary(manifest: Path) -> None:
     Console(soft_wrap=True).print(table)
 
 
-def root_of(manifest: Path, download: Path) -> Path:
-    """Root of a manifest's paths: the manifest's folder if tiles were written, else `download`."""
-    first = pd.read_csv(manifest, dtype=str, nrows=1)["path"][0]
-    return manifest.parent if (manifest.parent / first).exists() else download
-
-
 def _read_csv(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
 

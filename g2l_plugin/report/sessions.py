@@ -33,12 +33,15 @@ class SplitMetrics:
         undefined: Reasons why metrics are undefined, by metric.
         intervals: Low and high end of the interval, by metric; not all metrics have one.
         predictions: Parquet file with a row per tile; None if there is none.
+        teacher_root: Folder of the teacher's embeddings that CKA compares with; None if there is
+            none.
     """
 
     values: dict[str, float]
     undefined: dict[str, str]
     intervals: dict[str, tuple[float, float]]
     predictions: Path | None
+    teacher_root: str | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,6 +259,7 @@ def _read_split_metrics(path: Path) -> SplitMetrics:
                 if ends["low"] is not None and ends["high"] is not None
             },
             predictions=predictions if predictions.is_file() else None,
+            teacher_root=saved["details"].get("teacher_root"),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(

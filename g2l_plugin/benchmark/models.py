@@ -1,0 +1,116 @@
+"""The model of a benchmark: its name, its weights and what eva's configs need to know of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from g2l_plugin.encoders.encoder import Encoder
+from g2l_plugin.encoders.known import find_known
+from g2l_plugin.encoders.load import load_encoder
+from g2l_plugin.encoders.weights import hash_tensors
+from g2l_plugin.errors import UserError
+from g2l_plugin.runs.model_names import find_source
+from g2l_plugin.runs.run_folder import STUDENT
+
+_RUN = re.compile(r"run_\d+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A model as eva's configs take it.
+
+    Attributes:
+        label: Its name in results and in the report; its folders are named after it.
+        sha256: Hash of its weights, as `EmbeddingsWriter` records it.
+        variables: Variables of eva's configs that name it, its width, input size and normalisation.
+    """
+
+    label: str
+    sha256: str
+    variables: dict[str, str]
+
+
+def load_models(names: Sequence[str]) -> list[Model]:
+    """Loads each model once, to see its width, input size, normalisation and weights.
+
+    Args:
+        names: What people call them; see `find_source`. `LABEL=MODEL` gives one its label.
+
+    Raises:
+        UserError: A model is unknown, cannot be loaded, has random weights, or has the label of
+            another one.
+    """
+    sources = [_split_label(name) for name in names]
+    labels = [label for label, _ in sources]
+    if repeated := next((label for label in labels if labels.count(label) > 1), None):
+        raise UserError(
+            f"{' and '.join(names)} are both called {repeated}. Name one of them: LABEL=MODEL."
+        )
+    return [_load(label, source) for label, source in sources]
+
+
+def _split_label(name: str) -> tuple[str, str]:
+    """Label and source of a model."""
+    label, equals, model = name.partition("=")
+    if not equals or Path(name).exists():
+        label, model = "", name
+    source = find_source(model)
+    if source.startswith("scratch:"):
+        raise UserError(
+            f"{model} has random weights, other ones in every task. Give the folder of a student, "
+            "or a published model."
+        )
+    if source.startswith("local-dir:"):
+        source = f"local-dir:{Path(source.partition(':')[2]).expanduser().absolute()}"
+    if label and not re.fullmatch(r"\w[\w.@+-]*", label):
+        raise UserError(
+            f"The label {label!r} cannot be a folder's name. Expected letters, digits and _.@+-."
+        )
+    return label or _label(source), source
+
+
+def _label(source: str) -> str:
+    """A name for a source: its common one, else the last part of it that says something."""
+    known = find_known(source)
+    if known is not None:
+        name = known.name
+    elif source.startswith("local-dir:"):
+        parts = list(Path(source.partition(":")[2]).resolve().parts)
+        run = len(parts) > 3 and parts[-1] == STUDENT and bool(_RUN.fullmatch(parts[-2]))
+        # The student of a run: <output>/<session>/run_0/student.
+        name = f"{parts[-4]}_{parts[-3]}" if run else parts[-1]
+    else:
+        name = source.partition(":")[2].rpartition("/")[2]
+    return re.sub(r"[^\w.@+-]+", "_", name).strip("_.")
+
+
+def _load(label: str, source: str) -> Model:
+    scheme, _, name = source.partition(":")
+    if scheme == "timm":
+        # As eva builds it, so that its weights have the hash that eva's results record.
+        named = {"MODEL_NAME": f"timm/{name}", "MODEL_EXTRA_KWARGS": "{pretrained: true}"}
+        encoder = load_encoder(f"eva:timm/{name}", model_kwargs={"pretrained": True})
+    else:
+        named = {"MODEL_NAME": "g2l/student", "G2L_STUDENT": source}
+        if scheme == "eva":
+            named = {"MODEL_NAME": name}
+        encoder = load_encoder(source)
+    return Model(label, hash_tensors(encoder.model), named | _input(encoder))
+
+
+def _input(encoder: Encoder) -> dict[str, str]:
+    size = {"RESIZE_DIM": str(encoder.input_size[0])} if encoder.input_size else {}
+    mean, std = (
+        # Of float32, as few digits as say the same number.
+        str([float(f"{value:.7g}") for value in buffer.flatten().tolist()])
+        for buffer in (encoder.mean, encoder.std)
+    )
+    return {
+        "IN_FEATURES": str(encoder.embedding_dim),
+        **size,
+        "NORMALIZE_MEAN": mean,
+        "NORMALIZE_STD": std,
+    }

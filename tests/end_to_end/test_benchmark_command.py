@@ -1,0 +1,64 @@
+"""`g2l benchmark` through the real eva: the demo with a reference, and tasks of one's own."""
+
+import json
+
+import numpy as np
+import pandas as pd
+from helpers import run_g2l, save_tiny_model
+from PIL import Image
+
+FEW = {
+    "MAX_STEPS": "3",
+    "N_RUNS": "1",
+    "N_DATA_WORKERS": "1",
+    "ACCELERATOR": "cpu",
+    "MAX_TILES": "60",
+}
+
+
+def values_of(output, label, task):
+    (file,) = (output / "logs" / label / task).rglob("results.json")
+    return {name for name in json.loads(file.read_text())["metrics"]["test"][0]}
+
+
+def test_demo_is_benchmarked_against_a_reference_and_once(tmp_path):
+    student, output = save_tiny_model(tmp_path / "tiny"), tmp_path / "out"
+    words = ["benchmark", student, "--tasks", "demo", "--reference", "demo:teacher"]
+    words += ["--data", tmp_path / "data", "--output", output]
+    result = run_g2l(*words, **FEW)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == f"Look at: {output / 'report' / 'report.html'}"
+    table = pd.read_csv(output / "report" / "report.csv")
+    cka = table[(table["metric"] == "LinearCKAUnbiased") & ~table["published"]]
+    assert list(cka["model"].unique()) == ["tiny"]
+    assert set(table["model"]) == {"tiny", "teacher"}
+    assert "test/MulticlassAccuracy" in values_of(output, "tiny", "g2l_demo")
+
+    again = run_g2l(*words, "--dry-run", **FEW)
+    assert again.returncode == 0 and again.stdout == ""
+    assert again.stderr.count("done: demo (") == 2
+
+
+def test_manifests_of_two_and_of_three_classes_need_nothing_but_their_path(tmp_path):
+    rng = np.random.default_rng(0)
+    rows = []
+    for number in range(60):
+        image = rng.integers(0, 60, (32, 32, 3), np.uint8)
+        image[..., number % 3] += 180
+        Image.fromarray(image).save(tmp_path / f"{number}.png")
+        rows.append((f"{number}.png", "rgb"[number % 3], number // 6))
+    table = pd.DataFrame(rows, columns=["path", "label", "patient"])
+    table.to_csv(tmp_path / "three.csv", index=False)
+    two = table[table["label"] != "b"].assign(
+        label=lambda rows: rows["label"].map({"r": 0, "g": 1})
+    )
+    two.to_csv(tmp_path / "two.csv", index=False)
+    output = tmp_path / "out"
+    words = ["benchmark", "demo:teacher", "--output", output]
+    manifests = [tmp_path / "two.csv", f"colours={tmp_path / 'three.csv'}"]
+    result = run_g2l(*words, "--manifest", *manifests, **FEW)
+    assert result.returncode == 0, result.stderr
+    assert "test/BinaryBalancedAccuracy" in values_of(output, "teacher", "two")
+    assert "test/MulticlassAccuracy" in values_of(output, "teacher", "colours")
+    tiles = pd.read_csv(output / "embeddings" / "teacher" / "colours" / "manifest.csv")
+    assert tiles.groupby("patient")["split"].nunique().max() == 1 and len(tiles) == 60
