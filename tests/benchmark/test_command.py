@@ -25,7 +25,7 @@ if os.environ["DATA_ROOT"].endswith("crc"):
     monkeypatch.chdir(tmp_path)
     for task in ("crc", "mhist", "bach"):
         (tmp_path / "data" / task / "images").mkdir(parents=True)
-    return lambda: [line.rpartition("/")[2] for line in (tmp_path / "ran").open().read().split()]
+    return lambda: [line.rpartition("/")[2] for line in (tmp_path / "ran").read_text().split()]
 
 
 def test_it_goes_on_after_a_failure_and_ends_with_a_line_of_each(stand_in, capsys):
