@@ -32,6 +32,7 @@ GROUPS = {
         "tiger",
         "pathorob_camelyon",
         "pathorob_tcga",
+        "pathorob_tcga_2x2",
         "pathorob_tolkach_esca",
         "plism",
     ),
