@@ -37,6 +37,9 @@ from .publishing.publish import publish_run as publish_run
 from .publishing.callback import PublishStudent as PublishStudent
 from .encoders.folder import export_student as export_student
 
+# Embed whole slides.
+from .embedding.embed_slides import embed_slides as embed_slides
+
 # Evaluate.
 from .evaluation.writer import EmbeddingsWriter as EmbeddingsWriter
 from .evaluation.embedding_files import EmbeddingsInMemory as EmbeddingsInMemory

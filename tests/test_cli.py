@@ -1,6 +1,7 @@
 import re
 from pathlib import Path
 
+import h5py
 import pytest
 from helpers import damage, run_g2l
 from PIL import Image
@@ -151,3 +152,22 @@ def test_an_index_is_not_packed_with_settings_of_images(slides, tmp_path, capsys
     assert "is an index, which has its settings already: leave out --mpp, --tile-size" in (
         capsys.readouterr().err
     )
+
+
+def test_embed_writes_a_file_a_slide_and_says_where(slides, tmp_path, capsys):
+    (slides / "bad.svs").write_bytes(b"no slide")
+    arguments = ["embed", "demo:teacher", str(slides), "--output", str(tmp_path / "features")]
+    arguments += ["--tile-size", "56", "--min-sharpness", "0", "--workers", "1"]
+    assert cli.main(arguments) == 1
+    *_, message = capsys.readouterr().err.splitlines()
+    assert message.startswith("error: 1 of 4 slides cannot be embedded")
+    assert cli.main([*arguments, "--max-lost", "0.5"]) == 0
+    found = re.search(r"3 of 4 slides, ([\d,]+) tiles \(0 lost\)", capsys.readouterr().out)
+    shapes = []
+    for number in range(3):
+        with h5py.File(tmp_path / "features" / f"{number}.h5") as file:
+            shapes.append(file["features"].shape)
+    assert {width for _, width in shapes} == {192}
+    assert sum(tiles for tiles, _ in shapes) == int(found[1].replace(",", "")) > 0
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--shard", "3/2"])

@@ -25,6 +25,7 @@ WITH_EXAMPLES = (
     "distil",
     "export_student",
     "publish_run",
+    "embed_slides",
     "DemoTiles",
     "ManifestTiles",
     "KNNVoting",
@@ -43,7 +44,7 @@ def test_every_name_of_the_stub_is_there_and_no_other():
 
 def test_the_names_are_grouped_as_people_work():
     groups = re.findall(r"^# (\w+).*\.$", STUB.read_text(), re.MULTILINE)
-    assert groups[1:7] == ["Choose", "Load", "Distil", "Publish", "Evaluate", "Report"]
+    assert groups[1:8] == ["Choose", "Load", "Distil", "Publish", "Embed", "Evaluate", "Report"]
 
 
 def test_a_type_checker_knows_the_public_names(tmp_path):

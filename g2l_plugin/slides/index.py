@@ -92,6 +92,11 @@ class Index:
             if record.outcome == "used" and record.plan is not None
         ]
 
+    def part(self, shard: tuple[int, int]) -> Index:
+        """The i-th of n parts, (i, n), as `build_index` divides a cohort."""
+        part = slice(shard[0] - 1, None, shard[1])
+        return dataclasses.replace(self, cohort=self.cohort[part], records=self.records[part])
+
     def counts(self) -> Counter[str]:
         """Counts slides by outcome: "used", "no tissue", or the problem."""
         return Counter(record.outcome for record in self.records)
@@ -126,7 +131,11 @@ class Index:
 
 
 def open_index(
-    index_dir: str | Path, grid: TileGrid, root: str | Path, keep_duplicates: bool = False
+    index_dir: str | Path,
+    grid: TileGrid,
+    root: str | Path,
+    keep_duplicates: bool = False,
+    shard: tuple[int, int] = (1, 1),
 ) -> Index:
     """Opens an index that `build_index` made.
 
@@ -135,6 +144,7 @@ def open_index(
         grid: The grid of the tiles, as in `build_index`.
         root: Folder of the slides.
         keep_duplicates: Whether to use slides of the same content more than once.
+        shard: (i, n) opens the part that `build_index` indexes with it: the others may be missing.
 
     Raises:
         UserError: There is no index, or some slide is not indexed yet.
@@ -153,7 +163,7 @@ def open_index(
         ('east-001.tiff', True)
     """
     folder, root = Path(index_dir).expanduser(), Path(root).expanduser()
-    cohort, records = _read_records(folder, root, grid)
+    cohort, records = _read_records(folder, root, grid, shard)
     if not keep_duplicates:
         # The hashes are in the tables, unless duplicates were kept when the index was made.
         records = mark_duplicates(root, cohort, hash_candidates(root, cohort, records))
@@ -212,7 +222,7 @@ def summarize_index(
 
 
 def _read_records(
-    folder: Path, root: Path, grid: TileGrid
+    folder: Path, root: Path, grid: TileGrid, shard: tuple[int, int] = (1, 1)
 ) -> tuple[list[CohortSlide], list[SlideRecord]]:
     """Reads the cohort and the record of each slide.
 
@@ -221,8 +231,9 @@ def _read_records(
     """
     read_settings(folder)
     cohort = read_cohort(folder / "cohort.csv")
-    found = [_find_record(folder, root, slide, grid) for slide in cohort]
-    waiting = [number for number, record in enumerate(found) if record is None]
+    part = range(len(cohort))[shard[0] - 1 :: shard[1]]
+    found = {number: _find_record(folder, root, cohort[number], grid) for number in part}
+    waiting = [number for number, record in found.items() if record is None]
     if waiting:
         names = ", ".join(cohort[number].slide for number in waiting[:3])
         raise UserError(
@@ -230,8 +241,8 @@ def _read_records(
             f"({names}{', …' if len(waiting) > 3 else ''}): slides {_ranges(waiting)} of "
             f"{folder / 'cohort.csv'}. Run their shards again, or `g2l index` without --shard."
         )
-    records = [record for record in found if record is not None]
-    return cohort, records
+    records = [record for record in found.values() if record is not None]
+    return [cohort[number] for number in part], records
 
 
 def _store_hashes(folder: Path, root: Path, grid: TileGrid) -> None:

@@ -71,7 +71,7 @@ class TileLoader:
         self._buffer_tiles = buffer_tiles
         self._seed = seed
         init_worker = worker_options.pop("worker_init_fn", None)
-        worker_options["worker_init_fn"] = functools.partial(_start_worker, init_worker)
+        worker_options["worker_init_fn"] = functools.partial(start_worker, init_worker)
         self._worker_options = worker_options
         self._blocks: BlockReader | None = None
         self._reader: DataLoader | None = None
@@ -148,7 +148,7 @@ class TileLoader:
         refill = [full[i : i + self._block_tiles] for i in range(0, len(full), self._block_tiles)]
         reader, blocks = self._make_reader(len(mixing.content))
         blocks.start([mixing.content[slots] for slots in refill] + list(mixing.waiting))
-        read = _start_workers(reader)
+        read = start_workers(reader)
         row_of_slot = np.zeros(len(mixing.content), np.int64)
         for batch in range(skip, len(self)):
             for slots in itertools.chain(refill, mixing.fill()):
@@ -181,7 +181,7 @@ class TileLoader:
             self._reader = DataLoader(
                 self._blocks,
                 batch_sampler=self._blocks,  # type: ignore[arg-type]
-                collate_fn=_as_it_is,
+                collate_fn=as_it_is,
                 **self._worker_options,
             )
         return self._reader, self._blocks
@@ -235,11 +235,12 @@ def some_batches(
             yield TileBatch(TileBatch.of(tiles).tiles, part, lost)
 
 
-def _as_it_is(rows: list[int]) -> list[int]:
+def as_it_is(rows: list[int]) -> list[int]:
+    """Leaves what a `BlockReader` has read as it is, where PyTorch's loader would collate it."""
     return rows
 
 
-def _start_workers(reader: DataLoader) -> Iterator[list[int]]:
+def start_workers(reader: DataLoader) -> Iterator[list[int]]:
     """Starts the workers; a worker's death is reported only by the wait for its tiles."""
     with explain_dead_workers():
         blocks = iter(reader)
@@ -249,7 +250,7 @@ def _start_workers(reader: DataLoader) -> Iterator[list[int]]:
     return blocks
 
 
-def _start_worker(init_worker: Callable[[int], None] | None, worker: int) -> None:
+def start_worker(init_worker: Callable[[int], None] | None, worker: int) -> None:
     """Protects a worker from signals to the run's process group, such as Ctrl-C."""
     os.setpgrp()  # the run stops its workers itself, after it has saved a checkpoint
     if init_worker is not None:
@@ -257,8 +258,14 @@ def _start_worker(init_worker: Callable[[int], None] | None, worker: int) -> Non
 
 
 @contextlib.contextmanager
-def explain_dead_workers() -> Iterator[None]:
+def explain_dead_workers(
+    advice: str = "lower N_DATA_WORKERS or `buffer_tiles`. Then run the same command again: it "
+    "continues from the last checkpoint.",
+) -> Iterator[None]:
     """Turns PyTorch's report of a killed worker into a `UserError`.
+
+    Args:
+        advice: What to do if memory ran out, and then.
 
     Raises:
         UserError: A worker was killed.
@@ -270,9 +277,7 @@ def explain_dead_workers() -> Iterator[None]:
         if isinstance(error, UserError) or "DataLoader worker (pid" not in str(error):
             raise
         raise UserError(
-            f"A process that reads tiles died: {in_one_line(error)}. If memory ran out, lower "
-            "N_DATA_WORKERS or `buffer_tiles`. Then run the same command again: it continues from "
-            "the last checkpoint."
+            f"A process that reads tiles died: {in_one_line(error)}. If memory ran out, {advice}"
         ) from error
 
 

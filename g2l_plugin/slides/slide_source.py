@@ -101,12 +101,12 @@ class SlideTiles:
             if candidate in self._lost:
                 continue
             slide = int(self.slide_of_tile[candidate])
-            x, y = self.xy[candidate].tolist()
             try:
-                return torch.from_numpy(self.reader.read(slide, x, y))
+                return self.read_itself(candidate)
             except SlideError as error:
-                self._lose(slide, *self._span(slide), str(error))
+                self._lose(slide, *self.span(slide), str(error))
             except openslide.OpenSlideError as error:
+                x, y = self.xy[candidate].tolist()
                 message = f"Slide {self.paths[slide]} is damaged at ({x}, {y}): {error}."
                 self._lose(slide, candidate, candidate + 1, message)
         raise UserError(
@@ -117,6 +117,24 @@ class SlideTiles:
     def read_encoded(self, number: int) -> None:
         """None: a slide's own JPEG files do not lie on the grid of the tiles."""
         return None
+
+    def read_itself(self, number: int) -> torch.Tensor:
+        """Reads a tile, without a substitute.
+
+        Returns:
+            uint8 RGB (3, height, width).
+
+        Raises:
+            SlideError: Its slide cannot be opened.
+            openslide.OpenSlideError: The slide is damaged there.
+        """
+        slide, (x, y) = int(self.slide_of_tile[number]), self.xy[number].tolist()
+        return torch.from_numpy(self.reader.read(slide, x, y))
+
+    def span(self, slide: int) -> tuple[int, int]:
+        """The number of the first tile of a slide, and of the one after its last."""
+        start, stop = np.searchsorted(self.slide_of_tile, [slide, slide + 1]).tolist()
+        return start, stop
 
     def substitutes(self, numbers: np.ndarray) -> np.ndarray:
         """Says which of these tiles were replaced by a substitute on this device, bool (tiles,)."""
@@ -158,12 +176,7 @@ class SlideTiles:
         rng = np.random.default_rng(number)
         yield from rng.integers(len(self), size=_OTHER_TILES).tolist()
 
-    def _span(self, slide: int) -> tuple[int, int]:
-        """The first tile of a slide, and the one after its last."""
-        start, stop = np.searchsorted(self.slide_of_tile, [slide, slide + 1]).tolist()
-        return start, stop
-
     def _lose(self, slide: int, start: int, stop: int, message: str) -> None:
-        if not self._lost.any(*self._span(slide)):  # warn once per slide, not once per tile
+        if not self._lost.any(*self.span(slide)):  # warn once per slide, not once per tile
             logger.warning(f"{message} Substitute tiles are read in place of unreadable ones.")
         self._lost.add(start, stop, message)
