@@ -33,6 +33,7 @@ bench:
 	python benchmarks/tile_reading.py
 	python benchmarks/tile_reading.py --full-size
 	python benchmarks/indexing.py
+	python benchmarks/embedding.py
 	python benchmarks/mixing.py
 	python benchmarks/memory.py
 	python benchmarks/sharpness.py

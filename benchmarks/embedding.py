@@ -1,0 +1,135 @@
+"""Measures tiles per second from a slide to its embeddings, next to a plain loop.
+
+- ours: the path of `g2l embed`: data workers decode tiles, this process runs the model.
+- plain: one process that reads a tile with OpenSlide's `read_region`, and embeds it with the same
+  model once a batch is full.
+- model alone: the limit. The same batches of tiles, in memory.
+
+All embed the same tiles of one slide with the same model and batches, and take turns, a whole slide
+each. Ratios are taken within a round, because a machine's speed changes, and reported as medians.
+The slide is indexed once, before, and that is not measured.
+
+Run: python benchmarks/embedding.py --slides DIR
+"""
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import openslide
+import torch
+from cohorts import find_slides, make_full_size
+from rich.console import Console
+from rich.table import Table
+
+from g2l_plugin.embedding.model import TileModel
+from g2l_plugin.encoders.load import EncoderSource
+from g2l_plugin.parallel import usable_cpus
+from g2l_plugin.runs.model_names import find_source
+from g2l_plugin.slides.in_order import read_in_order
+from g2l_plugin.slides.index import SlideIndex
+from g2l_plugin.slides.indexing import build_index
+from g2l_plugin.slides.slide_source import SlideTiles
+from g2l_plugin.slides.tile_grid import TileGrid
+
+
+def embed_ours(slide: SlideIndex, model: TileModel, batch_size: int, workers: int) -> np.ndarray:
+    size = (model.tile_size, model.tile_size)
+    tiles = SlideTiles([slide], size)
+    blocks = np.split(np.arange(len(tiles)), range(batch_size, len(tiles), batch_size))
+    batches = read_in_order(tiles, size, blocks, workers)
+    return torch.cat([model.embed(batch) for _, batch in batches]).cpu().numpy()
+
+
+def embed_plain(slide: SlideIndex, model: TileModel, batch_size: int) -> np.ndarray:
+    embeddings, waiting = [], []
+    size = (model.tile_size, model.tile_size)
+    with openslide.OpenSlide(str(slide.path)) as handle:
+        for x, y in slide.xy.tolist():
+            region = handle.read_region((x, y), slide.plan.level, slide.plan.read_size)
+            tile = np.asarray(region.convert("RGB").resize(size))
+            waiting.append(torch.from_numpy(tile.copy()).permute(2, 0, 1))
+            if len(waiting) == batch_size:
+                embeddings.append(model.embed(torch.stack(waiting)))
+                waiting = []
+    if waiting:
+        embeddings.append(model.embed(torch.stack(waiting)))
+    return torch.cat(embeddings).cpu().numpy()
+
+
+def embed_in_memory(batches: list[torch.Tensor], model: TileModel) -> np.ndarray:
+    return torch.cat([model.embed(batch) for batch in batches]).cpu().numpy()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("--slides", type=Path, default=os.environ.get("G2L_SLIDES"), help="the first is embedded")
+    add("--model", default="demo:teacher")
+    add("--tile-size", type=int, default=56)
+    add("--overwrite-mpp", type=float, default=0.5)
+    add("--full-size", action="store_true", help="a slide as large as a scanner's")
+    add("--max-tiles", type=int, default=4096)
+    add("--batch-size", type=int, default=64)
+    add("--workers", type=int, default=usable_cpus())
+    add("--accelerator", default="auto")
+    add("--precision", default="32-true")
+    add("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    size = options.tile_size
+    grid = TileGrid(size, size, overwrite_mpp=options.overwrite_mpp, min_sharpness=0)
+    source = EncoderSource(find_source(options.model))
+    model = TileModel(source, grid, options.precision, options.accelerator)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        slides = find_slides(options.slides, folder / "demo")
+        if options.full_size:
+            slides = find_slides(make_full_size(options.slides, folder / "full"), folder / "demo")
+        index = build_index(folder / "index", grid, slides[0].parent, [slides[0].name])
+        assert index is not None
+        (whole,) = index.load()
+        slide = SlideIndex(whole.path, whole.plan, whole.xy[: options.max_tiles], whole.bytes)
+        tiles, blocks = SlideTiles([slide], (size, size)), []
+        for start in range(0, len(tiles), options.batch_size):
+            numbers = range(start, min(start + options.batch_size, len(tiles)))
+            blocks.append(torch.stack([tiles.read_itself(number) for number in numbers]))
+        ways: dict[str, Callable[[], np.ndarray]] = {
+            "ours": lambda: embed_ours(slide, model, options.batch_size, options.workers),
+            "plain": lambda: embed_plain(slide, model, options.batch_size),
+            "model alone": lambda: embed_in_memory(blocks, model),
+        }
+        rates: dict[str, list[float]] = {name: [] for name in ways}
+        for round_number in range(options.rounds + 1):
+            for name, embed in ways.items():
+                start_time = time.perf_counter()
+                assert len(embed()) == len(slide.xy)
+                if round_number:  # the first warms up
+                    rates[name].append(len(slide.xy) / (time.perf_counter() - start_time))
+    reader = index.records[0].reader
+    table = Table(
+        title=f"Tiles/s, {len(slide.xy):,} tiles of {slides[0].name} ({reader}), {options.model}, "
+        f"{options.workers} workers, {options.rounds} rounds"
+    )
+    for column in ("way", "median", "min to max", "of plain", "of model alone"):
+        table.add_column(column, justify="left" if column == "way" else "right")
+    for name, values in rates.items():
+        ratios = [
+            statistics.median(a / b for a, b in zip(values, rates[other], strict=True))
+            for other in ("plain", "model alone")
+        ]
+        table.add_row(
+            name,
+            f"{statistics.median(values):.0f}",
+            f"{min(values):.0f} to {max(values):.0f}",
+            *(f"{ratio:.2f}" for ratio in ratios),
+        )
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()
