@@ -1,4 +1,4 @@
-.PHONY: fmt lint types test fuzz cards benchmark_configs costs bench
+.PHONY: fmt lint types test fuzz reach cards benchmark_configs costs bench
 
 fmt:
 	ruff format .
@@ -17,6 +17,9 @@ test:
 
 fuzz:
 	FUZZ_EXAMPLES=5000 pytest tests/fuzz
+
+reach:
+	pytest -n0 -o norecursedirs= tests/reach
 
 cards:
 	python tools/planned_cards.py configs/g2l_breast.yaml model_cards/breast_vitl14.md

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -39,6 +39,20 @@ CALIBRATION = MetricFamily(
 )
 
 _BINS = 15
+
+
+class FittedProbe(NamedTuple):
+    """A fitted regression.
+
+    Attributes:
+        model: The regression; two classes have one row of coefficients.
+        l2: Coefficient of its penalty.
+        converged: Whether the solver converged.
+    """
+
+    model: LogisticRegression
+    l2: float
+    converged: bool
 
 
 class LogisticProbe(EmbeddingMetric):
@@ -93,12 +107,18 @@ class LogisticProbe(EmbeddingMetric):
         names = ("Accuracy", "BalancedAccuracy", "AUROC", "ECE", "Brier")
         return [f"Logistic{name}" for name in names]
 
-    @override
-    def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
-        labels = evaluated.labels
-        _check_classes(train.labels, labels)
-        n_classes = int(train.labels.max()) + 1
+    def fit(self, train: Embeddings) -> FittedProbe:
+        """Fits the regression.
+
+        Raises:
+            UserError: The tiles have only one class.
+        """
         n_present = len(np.unique(train.labels))
+        if n_present < 2:
+            raise UserError(
+                f"All {len(train):,} training tiles have the same class. Logistic regression needs "
+                "two."
+            )
         l2 = 100 / (train.values.shape[1] * n_present) if self.l2 is None else self.l2
         model, converged = _SOLVERS[self.solver](train, l2, self.max_iter)
         if not converged:
@@ -106,6 +126,14 @@ class LogisticProbe(EmbeddingMetric):
                 f"Logistic regression did not converge in {int(model.n_iter_.max()):,} iterations. "
                 "Its values come from the last iteration; raise `max_iter` for better ones."
             )
+        return FittedProbe(model, l2, converged)
+
+    @override
+    def compute(self, train: Embeddings, evaluated: Embeddings) -> MetricResult:
+        labels = evaluated.labels
+        check_classes(train.labels, labels)
+        model, l2, converged = self.fit(train)
+        n_classes = int(train.labels.max()) + 1
         scores = np.zeros((len(labels), n_classes), np.float32)
         scores[:, model.classes_] = model.predict_proba(evaluated.values)
         predicted = scores.argmax(1)
@@ -150,14 +178,6 @@ class LogisticProbe(EmbeddingMetric):
             undefined=undefined,
             scores={"logistic": scores},
             details={"logistic": details, "intervals": intervals},
-        )
-
-
-def _check_classes(train: np.ndarray, evaluated: np.ndarray) -> None:
-    check_classes(train, evaluated)
-    if len(np.unique(train)) < 2:
-        raise UserError(
-            f"All {len(train):,} training tiles have the same class. Logistic regression needs two."
         )
 
 

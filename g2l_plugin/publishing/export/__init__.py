@@ -1,0 +1,1 @@
+"""A student in the form that another tool takes."""
