@@ -139,7 +139,7 @@ class LogisticProbe(EmbeddingMetric):
         predicted = scores.argmax(1)
         correct = predicted == labels
         errors = np.square(scores - np.eye(n_classes)[labels]).sum(1)  # (M,)
-        if n_present == 2:  # the same error twice
+        if len(model.classes_) == 2:  # the same error twice
             errors /= 2
         accuracy = bootstrap_interval(lambda rows: correct[rows].mean(), evaluated.units)
         brier = bootstrap_interval(lambda rows: errors[rows].mean(), evaluated.units)
