@@ -94,14 +94,11 @@ def host_memory(settings: Settings, workers: int, devices: int) -> float:
 def shared_memory(settings: Settings, workers: int, devices: int, forked: bool) -> float:
     """Bytes that a run needs in /dev/shm.
 
-    Workers send the batches of a validation through it. The training tiles are not there, unless
-    workers are not forked (Python 3.14 and newer): `slides/block_reader.py`.
+    None, unless workers are not forked (Python 3.14 and newer): `slides/block_reader.py`.
     """
-    if workers == 0:
+    if workers == 0 or forked:
         return 0
-    ahead = workers * PREFETCHED * settings.batch_size
-    tiles = ahead if forked else ahead + settings.buffer_tiles
-    return devices * tiles * settings.tile_bytes
+    return devices * (settings.buffer_tiles + workers * PREFETCHED * 32) * settings.tile_bytes
 
 
 def output_size(settings: Settings) -> float:

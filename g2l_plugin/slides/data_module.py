@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
-import numpy as np
-import torch
 from eva.core.data.datamodules import DataModule
 from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from typing_extensions import override
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.parallel import usable_cpus
-from g2l_plugin.slides.batch import TileBatch
 from g2l_plugin.slides.dataset import TileDataset
+from g2l_plugin.slides.in_order import OrderedLoader
 from g2l_plugin.slides.loader import TileLoader
 
 
@@ -95,26 +92,5 @@ class TileDataModule(DataModule):
         if not isinstance(self.datasets.val, TileDataset):
             return super().val_dataloader()
         options = self.dataloaders.val
-        if options.num_workers == 0:  # PyTorch refuses these without workers
-            options = dataclasses.replace(options, prefetch_factor=None, persistent_workers=False)
-        numbered = dataclasses.replace(options, collate_fn=_collate)
-        return self._initialize_dataloaders(numbered, _Numbered(self.datasets.val))
-
-
-class _Numbered(torch.utils.data.Dataset):
-    """Tiles with their numbers: on several devices, a loader repeats some to fill up batches."""
-
-    def __init__(self, dataset: TileDataset) -> None:
-        self._dataset = dataset
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, number: int) -> tuple[int, torch.Tensor]:
-        item = self._dataset[number]
-        return number, item if isinstance(item, torch.Tensor) else item[0]
-
-
-def _collate(items: list[tuple[int, torch.Tensor]]) -> TileBatch:
-    numbers, tiles = zip(*items, strict=True)
-    return TileBatch(torch.stack(tiles), np.array(numbers))
+        num_workers = usable_cpus() if options.num_workers is None else options.num_workers
+        return [OrderedLoader(self.datasets.val, options.batch_size or 1, num_workers)]

@@ -1,25 +1,22 @@
-"""Tiles in the order of their numbers, read ahead by workers, without the unreadable ones."""
+"""Tiles in the order of their numbers, read ahead by workers."""
 
 from __future__ import annotations
 
-import functools
-import multiprocessing
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import openslide
 import torch
 from loguru import logger
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Subset
 
-from g2l_plugin.slides.block_reader import BlockReader
-from g2l_plugin.slides.loader import as_it_is, explain_dead_workers, start_worker, start_workers
+from g2l_plugin.slides.batch import TileBatch
+from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.lost_tiles import LostTiles
 from g2l_plugin.slides.slide import SlideError
 from g2l_plugin.slides.slide_source import SlideTiles
-
-_PREFETCHED = 2
-"""Blocks that each worker reads ahead."""
+from g2l_plugin.slides.workers import explain_dead_workers, rank_and_devices, read_blocks
 
 _ADVICE = "use fewer --workers. Then run the same command again: it continues from here."
 
@@ -43,29 +40,87 @@ def read_in_order(
         UserError: A worker was killed.
     """
     readable = _ReadableTiles(tiles, size)
-    longest = max((len(block) for block in blocks), default=0)
-    # One block more than are on their way: that which is being copied.
-    n_rows = (workers * _PREFETCHED + 2) * longest
-    reader = BlockReader(readable, n_rows, multiprocessing.get_start_method())
-    loader = DataLoader(
-        reader,
-        batch_sampler=reader,  # type: ignore[arg-type]
-        collate_fn=as_it_is,
-        num_workers=workers,
-        prefetch_factor=_PREFETCHED if workers else None,
-        worker_init_fn=functools.partial(start_worker, None),
-    )
-    reader.start(blocks)
-    read = start_workers(loader)
-    for numbers in blocks:
-        with explain_dead_workers(_ADVICE):
-            rows = np.array(next(read))
+    read = read_blocks(readable, blocks, workers, _ADVICE)
+    for numbers, block in zip(blocks, read, strict=True):
         there = ~readable.lost.flags(numbers)
-        pinned = torch.cuda.is_available()
-        batch = reader.tiles.new_empty((int(there.sum()), *readable.tile_shape), pin_memory=pinned)
-        np.take(reader.tiles.numpy(), rows[there], axis=0, out=batch.numpy(), mode="clip")
-        reader.release(rows)
-        yield numbers[there], batch
+        yield numbers[there], block if there.all() else block[torch.from_numpy(there)]
+
+
+def some_batches(
+    loader: Any, n_tiles: int, rank: int = 0, n_devices: int = 1
+) -> Iterator[TileBatch]:
+    """Reads some tiles of a loader's dataset, always the same, without moving the loader.
+
+    Args:
+        loader: A `TileLoader` or a loader of PyTorch.
+        n_tiles: Number of tiles on all devices; fewer if the dataset has fewer.
+        rank: Rank of this device.
+        n_devices: Number of devices; each reads as many tiles.
+
+    Yields:
+        Batches of the loader's size, the last one may be smaller.
+    """
+    dataset = loader.dataset
+    chosen = np.random.default_rng(0).permutation(len(dataset))[:n_tiles]
+    # Ascending, so that neighbours are read together.
+    numbers = np.sort(chosen[: len(chosen) // n_devices * n_devices])[rank::n_devices]
+    batches = _in_batches(numbers, loader.batch_size)
+    if isinstance(dataset, TileDataset):
+        for part, tiles in zip(
+            batches, read_blocks(dataset, batches, loader.num_workers), strict=True
+        ):
+            yield TileBatch(tiles, part, dataset.tiles.substitutes(part))
+        return
+    reader = DataLoader(
+        Subset(dataset, numbers.tolist()), loader.batch_size, num_workers=loader.num_workers
+    )
+    with explain_dead_workers():
+        for part, tiles in zip(batches, reader, strict=True):
+            yield TileBatch(TileBatch.of(tiles).tiles, part)
+
+
+class OrderedLoader:
+    """Batches of all tiles of a dataset, in the order of their numbers.
+
+    Several devices have as many tiles each: the first ones are repeated to fill up.
+    """
+
+    def __init__(self, dataset: TileDataset, batch_size: int = 32, num_workers: int = 0) -> None:
+        """Initializes the loader.
+
+        Args:
+            dataset: The tiles, after `setup`.
+            batch_size: Tiles per batch on each device.
+            num_workers: Processes that read; 0 reads in this one.
+        """
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+
+    def __len__(self) -> int:
+        """Batches on each device."""
+        return -(-len(self._numbers()) // self.batch_size)
+
+    def __iter__(self) -> Iterator[TileBatch]:
+        """Yields the batches of this device.
+
+        Raises:
+            UserError: A worker was killed, or too many tiles are lost.
+        """
+        batches = _in_batches(self._numbers(), self.batch_size)
+        read = read_blocks(self.dataset, batches, self.num_workers)
+        for numbers, tiles in zip(batches, read, strict=True):
+            yield TileBatch(tiles, numbers)
+
+    def _numbers(self) -> np.ndarray:
+        """Numbers of this device's tiles, neighbours together."""
+        rank, n_devices = rank_and_devices()
+        share = -(-len(self.dataset) // n_devices)
+        return np.arange(rank * share, (rank + 1) * share) % len(self.dataset)
+
+
+def _in_batches(numbers: np.ndarray, size: int) -> list[np.ndarray]:
+    return [numbers[start : start + size] for start in range(0, len(numbers), size)]
 
 
 class _ReadableTiles:

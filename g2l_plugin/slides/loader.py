@@ -2,27 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import torch
-import torch.distributed
 from loguru import logger
-from torch.utils.data import DataLoader, Subset
+from torch.utils.data import DataLoader
 
-from g2l_plugin.errors import UserError, in_one_line
+from g2l_plugin.errors import UserError
 from g2l_plugin.slides.batch import TileBatch
 from g2l_plugin.slides.block_reader import BlockReader
 from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.mixing import MixingBuffer, shuffled_blocks
+from g2l_plugin.slides.workers import (
+    as_it_is,
+    copy_rows,
+    explain_dead_workers,
+    rank_and_devices,
+    start_worker,
+    start_workers,
+)
 
 _PREFETCHED = 2
 """Blocks that PyTorch's loader lets each worker read ahead, unless it is told another number."""
@@ -92,7 +94,7 @@ class TileLoader:
 
     def state_dict(self) -> dict[str, int]:
         """The epoch, the number of batches it has yielded per device, and the number of devices."""
-        return self._position | {"devices": _rank_and_devices()[1]} | self._settings()
+        return self._position | {"devices": rank_and_devices()[1]} | self._settings()
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         """Continues from a state with the next iteration.
@@ -109,7 +111,7 @@ class TileLoader:
                     f"The run to resume drew its batches with `{name}` {was}; now it is {now}. "
                     "Resume with its value, or start a new run (RESUME=null)."
                 )
-        n_devices = _rank_and_devices()[1]
+        n_devices = rank_and_devices()[1]
         before = state.get("devices", n_devices)
         if before != n_devices:
             logger.warning(
@@ -122,7 +124,7 @@ class TileLoader:
 
     def __len__(self) -> int:
         """Batches per epoch on each device."""
-        n_tiles = len(self.dataset) // _rank_and_devices()[1]
+        n_tiles = len(self.dataset) // rank_and_devices()[1]
         return n_tiles // self.batch_size if self.drop_last else -(-n_tiles // self.batch_size)
 
     @property
@@ -157,10 +159,7 @@ class TileLoader:
             refill = []
             drawn = mixing.draw()
             rows = row_of_slot[drawn]
-            pinned = torch.cuda.is_available()
-            tiles = blocks.tiles.new_empty((len(rows), *self.dataset.tile_shape), pin_memory=pinned)
-            # By numpy: as many threads of torch as cores wait 20 times as long for workers' cores.
-            np.take(blocks.tiles.numpy(), rows, axis=0, out=tiles.numpy(), mode="clip")
+            tiles = copy_rows(blocks.tiles, rows)
             blocks.release(rows)
             self._position = {"epoch": epoch, "batches": batch + 1}
             numbers = mixing.content[drawn]
@@ -197,7 +196,7 @@ class TileLoader:
         }
 
     def _mixing_buffer(self, epoch: int) -> MixingBuffer:
-        rank, n_devices = _rank_and_devices()
+        rank, n_devices = rank_and_devices()
         rng = np.random.default_rng([self._seed, epoch])
         group_sizes = self.dataset.tiles.group_sizes
         blocks = shuffled_blocks(group_sizes, self._block_tiles, rng, rank, n_devices)
@@ -205,84 +204,3 @@ class TileLoader:
         capacity = min(self._buffer_tiles, n_tiles // _MIN_REFILLS)
         rng = np.random.default_rng([self._seed, epoch, rank])
         return MixingBuffer(blocks, self.batch_size, capacity, rng)
-
-
-def some_batches(
-    loader: Any, n_tiles: int, rank: int = 0, n_devices: int = 1
-) -> Iterator[TileBatch]:
-    """Reads some tiles of a loader's dataset, always the same, without moving the loader.
-
-    Args:
-        loader: A `TileLoader` or a loader of PyTorch.
-        n_tiles: Number of tiles on all devices; fewer if the dataset has fewer.
-        rank: Rank of this device.
-        n_devices: Number of devices; each reads as many tiles.
-
-    Yields:
-        Batches of the loader's size, the last one may be smaller.
-    """
-    dataset = loader.dataset
-    chosen = np.random.default_rng(0).permutation(len(dataset))[:n_tiles]
-    # Ascending, so that neighbours are read together.
-    numbers = np.sort(chosen[: len(chosen) // n_devices * n_devices])[rank::n_devices]
-    reader = DataLoader(
-        Subset(dataset, numbers.tolist()), loader.batch_size, num_workers=loader.num_workers
-    )
-    with explain_dead_workers():
-        for number, tiles in enumerate(reader):
-            part = numbers[number * loader.batch_size :][: loader.batch_size]
-            lost = dataset.tiles.substitutes(part) if isinstance(dataset, TileDataset) else None
-            yield TileBatch(TileBatch.of(tiles).tiles, part, lost)
-
-
-def as_it_is(rows: list[int]) -> list[int]:
-    """Leaves what a `BlockReader` has read as it is, where PyTorch's loader would collate it."""
-    return rows
-
-
-def start_workers(reader: DataLoader) -> Iterator[list[int]]:
-    """Starts the workers; a worker's death is reported only by the wait for its tiles."""
-    with explain_dead_workers():
-        blocks = iter(reader)
-    # PyTorch's handler would raise in the middle of a step, or while a checkpoint is written.
-    if reader.num_workers and threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-    return blocks
-
-
-def start_worker(init_worker: Callable[[int], None] | None, worker: int) -> None:
-    """Protects a worker from signals to the run's process group, such as Ctrl-C."""
-    os.setpgrp()  # the run stops its workers itself, after it has saved a checkpoint
-    if init_worker is not None:
-        init_worker(worker)
-
-
-@contextlib.contextmanager
-def explain_dead_workers(
-    advice: str = "lower N_DATA_WORKERS or `buffer_tiles`. Then run the same command again: it "
-    "continues from the last checkpoint.",
-) -> Iterator[None]:
-    """Turns PyTorch's report of a killed worker into a `UserError`.
-
-    Args:
-        advice: What to do if memory ran out, and then.
-
-    Raises:
-        UserError: A worker was killed.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        # PyTorch's report of a killed worker starts so; an error raised in a worker does not.
-        if isinstance(error, UserError) or "DataLoader worker (pid" not in str(error):
-            raise
-        raise UserError(
-            f"A process that reads tiles died: {in_one_line(error)}. If memory ran out, {advice}"
-        ) from error
-
-
-def _rank_and_devices() -> tuple[int, int]:
-    """Rank of this device and number of devices."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        return torch.distributed.get_rank(), torch.distributed.get_world_size()
-    return 0, 1

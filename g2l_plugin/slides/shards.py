@@ -26,10 +26,10 @@ from tqdm import tqdm
 
 from g2l_plugin.files import hash_file, new_file, write_text
 from g2l_plugin.parallel import usable_cpus
-from g2l_plugin.slides.loader import explain_dead_workers
 from g2l_plugin.slides.mixing import shuffled_blocks
 from g2l_plugin.slides.packed_source import TILES
 from g2l_plugin.slides.tile_source import TileSource
+from g2l_plugin.slides.workers import explain_dead_workers
 
 SHARD_TILES = 2048
 """Tiles per shard, about 80 MB."""

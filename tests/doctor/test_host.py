@@ -29,12 +29,13 @@ def test_memory_in_use_is_a_warning_and_too_little_is_a_problem(settings):
     assert "N_DATA_WORKERS" in little.advice
 
 
-def test_the_shared_memory_of_a_container_is_too_small_for_workers(settings):
-    shared = judge(settings, shared=64 * 2**20)[-1]
+def test_the_shared_memory_of_a_container_is_too_small_for_workers_that_are_not_forked(settings):
+    shared = judge(settings, shared=64 * 2**20, forked=False)[-1]
     assert shared.mark == "problem" and "/dev/shm has 0.07 GB free" in shared.fact
-    assert "--shm-size=1g" in shared.advice
+    assert "--shm-size=3g" in shared.advice
+    assert {f.mark for f in judge(settings, shared=64 * 2**20, forked=True)} == {"ok"}
     alone = dataclasses.replace(settings, workers=0)
-    assert {f.mark for f in judge(alone, shared=64 * 2**20)} == {"ok"}
+    assert {f.mark for f in judge(alone, shared=64 * 2**20, forked=False)} == {"ok"}
 
 
 def test_too_few_open_files_are_a_problem(settings):

@@ -77,9 +77,8 @@ def test_weights_that_are_in_the_cache_are_not_downloaded(settings, tmp_path, mo
     assert needs.download_size(settings) == 303_657_216 * 4
 
 
-def test_a_worker_needs_shared_memory_for_batches_and_a_spawned_one_for_the_buffer(settings):
-    assert needs.shared_memory(settings, 0, 1, forked=True) == 0
-    forked = needs.shared_memory(settings, 8, 1, forked=True)
-    assert forked == 8 * 2 * 32 * 256 * 256 * 3
+def test_only_workers_that_are_not_forked_need_shared_memory(settings):
+    assert needs.shared_memory(settings, 8, 1, forked=True) == 0
+    assert needs.shared_memory(settings, 0, 1, forked=False) == 0
     spawned = needs.shared_memory(settings, 8, 1, forked=False)
-    assert spawned - forked == 8192 * 256 * 256 * 3
+    assert spawned == (8192 + 8 * 2 * 32) * 256 * 256 * 3

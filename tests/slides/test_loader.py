@@ -9,7 +9,8 @@ import torch
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides.batch import TileBatch
 from g2l_plugin.slides.dataset import TileDataset
-from g2l_plugin.slides.loader import TileLoader, some_batches
+from g2l_plugin.slides.in_order import some_batches
+from g2l_plugin.slides.loader import TileLoader
 from g2l_plugin.slides.slide_source import SlideTiles
 
 
@@ -144,7 +145,7 @@ def test_devices_share_an_epoch(monkeypatch, n_devices):
     seen = []
     for rank in range(n_devices):
         monkeypatch.setattr(
-            "g2l_plugin.slides.loader._rank_and_devices", lambda r=rank: (r, n_devices)
+            "g2l_plugin.slides.loader.rank_and_devices", lambda r=rank: (r, n_devices)
         )
         loader = make_loader()
         batches = epoch(loader)

@@ -16,7 +16,7 @@ from g2l_plugin.distillation.running.run_state import RunState
 from g2l_plugin.distillation.running.step_sync import StepSync
 from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.slides.batch import TileBatch
-from g2l_plugin.slides.loader import some_batches
+from g2l_plugin.slides.in_order import some_batches
 
 
 class RunModule(ModelModule):

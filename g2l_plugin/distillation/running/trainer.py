@@ -45,7 +45,7 @@ from g2l_plugin.runs.checkpoints import (
     student_checkpoint,
 )
 from g2l_plugin.runs.run_callback import RunCallback
-from g2l_plugin.slides.loader import explain_dead_workers
+from g2l_plugin.slides.workers import explain_dead_workers
 
 AUTO = "auto"
 """Value of `resume` for the newest unfinished run of the same configuration."""
