@@ -31,8 +31,7 @@ def add_parser(commands: Commands) -> None:
     )
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", help="student, run, name of `g2l models` or source")
-    add("--tiles", required=True, help=f"folder of images, manifest of tiles, or {_DEMO}")
-    add("--root", help="folder that a manifest's paths are relative to; its own if not given")
+    add("--tiles", required=True, help=f"folder, manifest, tar or parquet of images, or {_DEMO}")
     add("--output", type=Path, default=Path("invariance.csv"), metavar="CSV", help="all values")
     add("--max-tiles", type=int, default=500, help="tiles to use, evenly spread")
     add("--batch-size", type=int, default=32, help="tiles per batch")
@@ -58,7 +57,7 @@ def _run(options: argparse.Namespace) -> None:
         if (value := getattr(options, name)) < 1:
             raise UserError(f"--{name.replace('_', '-')} is {value}. Expected 1 or more.")
     sources = {model: find_source(model) for model in options.models}
-    tiles = _Spread(_tiles(options.tiles, options.root), options.max_tiles)
+    tiles = _Spread(_tiles(options.tiles), options.max_tiles)
     rows: list[dict[str, Any]] = []
     for model, source in sources.items():
         encoder = load_encoder(source).to(choose_device("auto"))
@@ -74,20 +73,15 @@ def _run(options: argparse.Namespace) -> None:
     print(f"Values: {options.output}")
 
 
-def _tiles(tiles: str, root: str | None) -> Any:
-    """The tiles that are meant: a folder, a manifest or the generated cohort."""
-    from g2l_plugin.datasets.manifest import ManifestTiles
-    from g2l_plugin.datasets.tile_folder import TileFolder
+def _tiles(tiles: str) -> Any:
+    """The tiles that are meant: images that `g2l pack` takes too, or the generated cohort."""
     from g2l_plugin.demo.dataset import DemoTiles
+    from g2l_plugin.slides.image_set import find_images
+    from g2l_plugin.slides.image_source import WholeImages
 
-    if tiles != _DEMO and not Path(tiles).is_file():
-        return TileFolder(tiles)
-    path = Path(tiles).resolve()
-    dataset = (
-        DemoTiles(_DEMO_ROOT, "test", min_purity=0.8)
-        if tiles == _DEMO
-        else ManifestTiles(root or str(path.parent), str(path))
-    )
+    if tiles != _DEMO:
+        return WholeImages(find_images(tiles))
+    dataset = DemoTiles(_DEMO_ROOT, "test", min_purity=0.8)
     dataset.prepare_data()
     dataset.setup()
     return dataset

@@ -29,6 +29,9 @@ _OTHER_TILES = 8
 _MAX_BLOCK = 256
 """Largest number of neighbouring tiles that are read together."""
 
+_UNREADABLE = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for an image that is damaged, too large, or none."""
+
 
 def measure_images(images: ImageSet) -> np.ndarray:
     """Reads the width and height of each image from its first bytes.
@@ -54,6 +57,43 @@ def measure_images(images: ImageSet) -> np.ndarray:
             part = range(start, min(start + 1024, len(images)))
             sizes[start : part.stop] = list(pool.map(measure, part))
     return sizes
+
+
+class WholeImages:
+    """Images as they are, each of its own size: uint8 RGB (3, height, width).
+
+    Examples:
+        >>> from PIL import Image
+        >>> from g2l_plugin.slides.image_set import find_images
+        >>> from g2l_plugin.slides.image_source import WholeImages
+        >>> Image.new("RGB", (64, 48), "purple").save("tumour.png")
+        >>> images = WholeImages(find_images("."))
+        >>> len(images), images[0].shape
+        (1, torch.Size([3, 48, 64]))
+    """
+
+    def __init__(self, images: ImageSet) -> None:
+        """Initializes the images; none is opened."""
+        self._images = images
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self._images)
+
+    def __getitem__(self, number: int) -> torch.Tensor:
+        """Reads an image.
+
+        Raises:
+            UserError: It cannot be read.
+        """
+        try:
+            pixels = _read_rgb(self._images, number)
+        except _UNREADABLE as error:
+            raise UserError(
+                f"Image {self._images.table['name'][number]} cannot be read "
+                f"({in_one_line(error)}). Write it again or remove it."
+            ) from error
+        return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
 class ImageTiles:
@@ -145,7 +185,7 @@ class ImageTiles:
             image = int(self.origins.of_tile[candidate])
             try:
                 pixels = self._pixels(image)
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            except _UNREADABLE as error:
                 self._lose(candidate, error)
                 continue
             (x, y), side = self.xy[candidate].tolist(), int(self._side[image])
@@ -171,7 +211,7 @@ class ImageTiles:
                 ):
                     return None
                 opened.load()  # to the end: a file that is cut off is no tile
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        except _UNREADABLE as error:
             self._lose(number, error)
             return None
         return data
@@ -206,8 +246,7 @@ class ImageTiles:
     def _pixels(self, image: int) -> np.ndarray:
         """Decodes an image, uint8 RGB (height, width, 3), and keeps it for its other tiles."""
         if self._held is None or self._held[0] != image:
-            with self._images.open(image) as file, Image.open(file) as opened:
-                self._held = image, np.asarray(_to_rgb(opened))
+            self._held = image, _read_rgb(self._images, image)
         return self._held[1]
 
     def _lose(self, number: int, error: Exception) -> None:
@@ -218,6 +257,12 @@ class ImageTiles:
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_held": None}
+
+
+def _read_rgb(images: ImageSet, number: int) -> np.ndarray:
+    """Decodes an image, uint8 RGB (height, width, 3)."""
+    with images.open(number) as file, Image.open(file) as opened:
+        return np.asarray(_to_rgb(opened))
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -132,7 +132,7 @@ def test_what_is_wrong_is_said_in_a_line_and_nothing_is_written(
     save(tiles[:2], tmp_path / "tiles")
     (tmp_path / "empty").mkdir()
     for arguments, expected in (
-        (["demo:teacher", "--tiles", "empty"], "error: empty is no folder with images"),
+        (["demo:teacher", "--tiles", "empty"], "error: empty holds no images."),
         (["demo:teacher", "--tiles", "tiles", "--max-tiles", "0"], "error: --max-tiles is 0."),
         (["demo:teacher", "--tiles", "tiles", "--max-tiles", "1"], "error: Got 1 tile."),
         (["no model", "--tiles", "tiles"], "error: Unknown model 'no model'."),
