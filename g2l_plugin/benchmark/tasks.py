@@ -30,6 +30,7 @@ GROUPS = {
     "colorectal": ("crc", "mhist", "unitopatho"),
     "robustness": (
         "tiger",
+        "tiger_all",
         "pathorob_camelyon",
         "pathorob_tcga",
         "pathorob_tcga_2x2",
