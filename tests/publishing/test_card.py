@@ -1,8 +1,10 @@
 import dataclasses
 import math
+import re
 
 import pytest
 from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
 
 from g2l_plugin.encoders.encoder import Provenance
 from g2l_plugin.publishing.card import CardFacts, render_card
@@ -103,6 +105,31 @@ def test_metadata_is_what_the_hub_reads():
         "CKA with the teacher": 0.25,
         "robustness index (k=20)": 1.25,
     }
+
+
+def test_every_table_is_a_table_to_a_reader_of_markdown():
+    parser = MarkdownIt("commonmark").enable("table")
+    html = parser.render(ModelCard(render_card(FACTS)).text)
+    assert "|" not in re.sub(r"<pre>.*?</pre>|<code>.*?</code>", "", html, flags=re.DOTALL)
+    rows = [len(re.findall("<tr>", table)) for table in html.split("<table>")[1:]]
+    # Origin, settings, alignment, evaluation of two encoders, published values.
+    assert len(rows) == 5 and rows[3] == 1 + 2
+    headings = re.findall("<h2>(.+?)</h2>", html)
+    assert headings[:3] == ["Use", "Origin", "Training data"] and "Intended use" in headings
+
+
+def test_a_network_of_any_kind_is_called_what_it_is():
+    network = RECORD.network | {"architecture": "tf_efficientnet_lite0"}
+    convolutional = dataclasses.replace(RECORD, network=network)
+    card = render_card(dataclasses.replace(FACTS, record=convolutional))
+    assert "An image encoder of 303.66 M" in card and "vision transformer" not in card
+
+
+def test_centres_that_are_unknown_are_not_counted():
+    cohort = {"tiles": 9, "images": 9, "centres": {"unknown": 9}}
+    record = dataclasses.replace(RECORD, cohort=cohort)
+    card = render_card(dataclasses.replace(FACTS, record=record))
+    assert "drawn from 9 tiles of 9 images.\n" in card
 
 
 @pytest.mark.parametrize(
