@@ -1,4 +1,4 @@
-.PHONY: fmt lint types test fuzz reach cards benchmark_configs costs bench
+.PHONY: fmt lint types test fuzz reach docs cards benchmark_configs costs bench
 
 fmt:
 	ruff format .
@@ -20,6 +20,9 @@ fuzz:
 
 reach:
 	pytest -n0 -o norecursedirs= tests/reach
+
+docs:
+	mkdocs build --strict
 
 cards:
 	python tools/planned_cards.py configs/g2l_breast.yaml model_cards/breast_vitl14.md

@@ -33,7 +33,7 @@ STEP_SHARE = 0.61
 """Share of that product in a step with COMPILE=true and batches of 32, measured there too."""
 
 TILES_PER_CORE = {"slides": 373, "packed": 831}
-"""Tiles/s that one core reads from slides of 0.25 µm/px: the table in the README."""
+"""Tiles/s that one core reads from slides of 0.25 µm/px: the table in docs/reading.md."""
 
 BYTES_PER_WEIGHT = 12
 """A weight and AdamW's two moments in float32, as a checkpoint holds them."""
@@ -163,7 +163,7 @@ def page(options: argparse.Namespace) -> str:
     flops = teacher.flops + 3 * student.flops
     cached = 3 * student.flops
     share = STEP_SHARE
-    of_share = "the step alone with COMPILE=true, measured on an H200: docs/training.md"
+    of_share = "the step alone with COMPILE=true, measured on an H200: [speed](training.md#speed)"
     if options.training is not None:
         share, of_share = read_share(options.training)
     tiles = options.slides * options.tiles_per_slide
@@ -229,7 +229,7 @@ def page(options: argparse.Namespace) -> str:
         f"{of_pass:.0%} of a pass on one device; its early stop may end a run sooner. Prices and "
         "the sizes of slides and packed tiles are assumed. Several devices are assumed to lose no "
         f"time: the gradients of a step, {4 * weights / 1e9:.1f} GB, are sent during the backward "
-        "pass. The tiles that a core reads are measured (README).",
+        "pass. The tiles that a core reads [are measured](reading.md#how-fast).",
         "",
         f"These hours leave out checkpoints, {writing / between:.1%} (every "
         f"{recipe.checkpoint_every:,} steps or {recipe.checkpoint_minutes} minutes, to a disk with "

@@ -40,13 +40,18 @@ _COMMANDS = (
 """In the order in which a user meets them."""
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs a command of `g2l`; returns its exit status."""
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of `g2l` with all its commands."""
     parser = argparse.ArgumentParser("g2l", description=__doc__)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for command in _COMMANDS:
         command.add_parser(commands)
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command of `g2l`; returns its exit status."""
+    options = build_parser().parse_args(arguments)
     try:
         return options.command(options) or 0
     except UserError as error:

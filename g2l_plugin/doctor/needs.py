@@ -28,7 +28,7 @@ for what `nvidia-smi` shows on top of what PyTorch counts."""
 
 PROCESS = 0.9e9
 """Bytes of the run's process, and of each worker: a third of the 2,868 MB of a process with two
-workers on 1,000 slides, without their buffer. Source: README (`benchmarks/memory.py`)."""
+workers on 1,000 slides, without their buffer. Source: docs/reading.md (`benchmarks/memory.py`)."""
 
 PREFETCHED = 2
 """Batches that each worker reads ahead: eva's `prefetch_factor`."""
