@@ -74,7 +74,7 @@ def variables_page() -> str:
         "",
         "## Training",
         "",
-        "`g2l` and `g2l_prostate` have the defaults of `g2l_breast`, except for the folders.",
+        "`g2l` and `g2l_prostate` differ from `g2l_breast` in the folders and the benchmark.",
         "",
         f"| variable | field | {' | '.join(f'`{name}`' for name in _TRAINING)} |",
         "|---" * (2 + len(_TRAINING)) + "|",
@@ -159,7 +159,8 @@ def python_page() -> str:
     lines = [
         "# Python",
         "",
-        "All of these are names of `g2l_plugin`. Each is imported on first use.",
+        "All of these are names of `g2l_plugin`: `from g2l_plugin import load_encoder`. Each is",
+        "imported on first use. In Python, `help(name)` shows the methods of a class too.",
     ]
     stub = Path(g2l_plugin.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
     _, _, body = stub.partition("\n\n")
