@@ -1,30 +1,25 @@
 import json
-import subprocess
-import sys
 
+import cost as script
 import pytest
 from helpers import ROOT
 
 
-def cost(*arguments):
-    result = subprocess.run(
-        [sys.executable, ROOT / "tools" / "cost.py", *arguments],
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    return result.stdout
+@pytest.fixture
+def cost(capsys):
+    def printed(*arguments):
+        script.main([str(argument) for argument in arguments])
+        return capsys.readouterr().out
+
+    return printed
 
 
-def test_the_cost_page_is_the_output_of_its_script():
+def test_the_cost_page_is_the_output_of_its_script(cost):
     assert cost() == (ROOT / "docs" / "cost.md").read_text()
 
 
 def test_tiles_per_core_are_those_measured_on_the_page_about_reading():
-    code = "import cost; print(cost.TILES_PER_CORE['slides'], cost.TILES_PER_CORE['packed'])"
-    slides, packed = subprocess.check_output(
-        [sys.executable, "-c", code], cwd=ROOT / "tools", text=True
-    ).split()
+    slides, packed = (str(script.TILES_PER_CORE[name]) for name in ("slides", "packed"))
     (row,) = (
         line
         for line in (ROOT / "docs" / "reading.md").read_text().splitlines()
@@ -34,7 +29,7 @@ def test_tiles_per_core_are_those_measured_on_the_page_about_reading():
     assert (slides, packed) == (ours, in_shards)
 
 
-def test_costs_use_the_measured_share(tmp_path):
+def test_costs_use_the_measured_share(cost, tmp_path):
     ways = {"eva": {"of_limit": [0.2, 0.3, 0.4]}}
     results = {"device": "a GPU", "comparisons": [{"batch_size": 512, "ways": ways}]}
     (tmp_path / "training.json").write_text(json.dumps(results))

@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -250,7 +251,7 @@ def parse_price(text: str) -> tuple[str, float]:
     return name, float(value)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """Prints the page."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--training", type=Path, help="results of benchmarks/training.py on a GPU")
@@ -262,7 +263,7 @@ def main() -> None:
     parser.add_argument(
         "--price", type=parse_price, action="append", default=[], metavar="GPU=DOLLARS"
     )
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     options.price = dict(options.price)
     print(page(options), end="")
 
