@@ -1,4 +1,4 @@
-.PHONY: fmt lint types test fuzz reach docs cards benchmark_configs costs bench
+.PHONY: fmt lint types test coverage fuzz reach docs cards benchmark_configs costs bench
 
 fmt:
 	ruff format .
@@ -14,6 +14,11 @@ types:
 
 test:
 	pytest
+
+# `pip install coverage` first. In one process; what eva runs in processes of its own is not counted.
+coverage:
+	coverage run --source=g2l_plugin -m pytest -n0
+	coverage report --skip-covered --sort=miss --show-missing
 
 fuzz:
 	FUZZ_EXAMPLES=5000 pytest tests/fuzz
