@@ -32,6 +32,11 @@ def add_parser(commands: Commands) -> None:
     add("--license", help="licence identifier; derived from teacher and start if not given")
     add("--onnx", action="store_true", help="also writes model.onnx, for ONNX Runtime")
     add("--force", action="store_true", help="publishes a student that is worse than its start too")
+    add(
+        "--patients",
+        action="store_true",
+        help="lists the training patients, hashed, even if they have no TCGA barcodes",
+    )
     add = parser.add_argument_group("upload to the Hub").add_argument
     add("--repo-id", metavar="ORG/NAME", help="repository; without it nothing is uploaded")
     add("--private", action="store_true", help="makes a new repository private")
@@ -53,6 +58,7 @@ def _run(options: argparse.Namespace) -> None:
         cancer=options.cancer,
         license=options.license,
         force=options.force,
+        patients=options.patients,
     )
     for restriction in published.license.restrictions:
         print(f"Licence: {restriction}", file=sys.stderr)

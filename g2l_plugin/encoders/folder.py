@@ -29,6 +29,8 @@ README = "README.md"
 RESULTS = "results.json"
 TRAINING_CONFIG = "config.yaml"
 ONNX = "model.onnx"
+PATIENTS = "patients.txt"
+"""File that lists the patients whom a student was distilled on, hashed, one a line."""
 
 _VIT_MODULES = ("vision_transformer", "deit", "eva")
 
@@ -110,6 +112,14 @@ def is_vision_transformer(folder: Path, source: str) -> bool:
     if "architecture" in config:
         return is_model_in_modules(config["architecture"], _VIT_MODULES)
     return transformers_layout.is_translatable(config)
+
+
+def read_patients(folder: Path) -> list[str] | None:
+    """Reads the lines of a folder's patients.txt; None if it has none."""
+    file = folder / PATIENTS
+    if not file.is_file():
+        return None
+    return file.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def export_student(

@@ -14,7 +14,7 @@ from huggingface_hub.utils import (
 )
 from loguru import logger
 
-from g2l_plugin.encoders.folder import CONFIG, PREPROCESSOR
+from g2l_plugin.encoders.folder import CONFIG, PATIENTS, PREPROCESSOR
 from g2l_plugin.encoders.hub_errors import (
     check_token,
     explain_hub_errors,
@@ -46,7 +46,8 @@ def download_model(
     Args:
         repo_id: `org/name`.
         revision: Branch, tag or commit; None uses main.
-        config: Whether to download config.json, and preprocessor_config.json if it exists.
+        config: Whether to download config.json, and preprocessor_config.json and patients.txt if
+            they exist.
         weights: Whether to download model.safetensors.
         code: Whether to download the repository's Python files.
 
@@ -71,7 +72,7 @@ def download_model(
         extra = [
             name
             for name in sorted(present)
-            if (config and name == PREPROCESSOR) or (code and name.endswith(".py"))
+            if (config and name in (PATIENTS, PREPROCESSOR)) or (code and name.endswith(".py"))
         ]
         for file in [*files[1:], *extra]:
             _fetch(repo_id, file, commit, offline)

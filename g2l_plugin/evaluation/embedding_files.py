@@ -24,6 +24,9 @@ MANIFEST = "manifest.csv"
 MODEL_FILE = "model.json"
 """File next to the embeddings that identifies their model and images."""
 
+TRAINING_PATIENTS = "training_patients"
+"""Key of the patients in it that a student was distilled on, hashed; absent if unknown."""
+
 _COLUMNS = ("origin", "embeddings", "target", "split")
 _GROUPS = {"patient_id": "patient", "wsi_id": "slide", "center": "centre"}
 

@@ -14,21 +14,35 @@ from loguru import logger
 from typing_extensions import override
 
 from g2l_plugin.errors import UserError
-from g2l_plugin.evaluation.embedding_files import read_embeddings, read_model, splits_of
-from g2l_plugin.evaluation.metric_files import METRICS_FOLDER, write_results
+from g2l_plugin.evaluation.embedding_files import (
+    TRAINING_PATIENTS,
+    read_embeddings,
+    read_model,
+    splits_of,
+)
+from g2l_plugin.evaluation.metric_files import (
+    ALL_SPLITS,
+    EVALUATED,
+    METRICS_FOLDER,
+    write_results,
+)
 from g2l_plugin.evaluation.tiles import name_classes
+from g2l_plugin.evaluation.training_patients import Overlap, compute_without
 from g2l_plugin.metrics.cka import align
-from g2l_plugin.metrics.embeddings import Embeddings, concatenate
+from g2l_plugin.metrics.embeddings import Embeddings, concatenate, take
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, compute_all, merge
 
 _Value = TypeVar("_Value")
+_Overlaps = dict[str, Overlap | None]
 
 
 class EmbeddingMetrics(pl.Callback):
     """Computes metrics of the embeddings on which eva's offline flow fits its linear head.
 
     The metrics are computed when eva validates and tests a fitted head. They are logged, so eva's
-    results.json includes them. Files for `g2l report` go to `metrics` in the run's folder.
+    results.json includes them. Files for `g2l report` go to `metrics` in the run's folder. If
+    evaluated patients are known to be of the cohort that a student was distilled on, these also
+    have the metrics without them.
     """
 
     def __init__(
@@ -73,8 +87,8 @@ class EmbeddingMetrics(pl.Callback):
         self.model_label = model_label
         self.classes = None if classes is None else list(classes)
         # eva copies callbacks for each of its runs, but the metrics are the same in all of them.
-        self._computed: _Shared[tuple[Embeddings, MetricResult]] = _Shared()
-        self._on_all_splits: _Shared[MetricResult] = _Shared()
+        self._computed: _Shared[tuple[Embeddings, MetricResult, _Overlaps]] = _Shared()
+        self._on_all_splits: _Shared[tuple[MetricResult, Overlap | None]] = _Shared()
 
     @override
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -110,14 +124,17 @@ class EmbeddingMetrics(pl.Callback):
         pl_module.log_dict({f"{split}/{name}": value for name, value in values.items()})
 
     def _compute(self, split: str, folder: Path) -> MetricResult:
+        model = read_model(self.root) or {}
+        patients = model.pop(TRAINING_PATIENTS, None)
         if split not in self._computed:
             train, evaluated = self._read("train"), self._read(split)
             result = compute_all(self.metrics, train, evaluated)
+            overlaps = {EVALUATED: compute_without(self.metrics, train, evaluated, patients)}
             if self.metrics_on_all_splits:
-                result = merge([result, self._compute_on_all_splits()])
-            self._computed[split] = evaluated, result
-        evaluated, result = self._computed[split]
-        model = read_model(self.root) or {}
+                on_all_splits, overlaps[ALL_SPLITS] = self._compute_on_all_splits(patients)
+                result = merge([result, on_all_splits])
+            self._computed[split] = evaluated, result, overlaps
+        evaluated, result, overlaps = self._computed[split]
         write_results(
             folder,
             split,
@@ -126,14 +143,20 @@ class EmbeddingMetrics(pl.Callback):
             task=self.task,
             classes=name_classes(self.classes, model.get("classes")),
             model=model | {"name": self.model_label or model.get("name", "")},
+            overlaps=overlaps,
         )
         return result
 
-    def _compute_on_all_splits(self) -> MetricResult:
+    def _compute_on_all_splits(
+        self, patients: list[str] | None
+    ) -> tuple[MetricResult, Overlap | None]:
         """Computes once what is the same for every evaluated split: it can take an hour."""
         if "" not in self._on_all_splits:
             every = concatenate([self._read(name) for name in splits_of(self.root)])
-            self._on_all_splits[""] = compute_all(self.metrics_on_all_splits, every, every)
+            self._on_all_splits[""] = (
+                compute_all(self.metrics_on_all_splits, every, every),
+                compute_without(self.metrics_on_all_splits, every, every, patients),
+            )
         return self._on_all_splits[""]
 
     def _read(self, split: str) -> Embeddings:
@@ -165,6 +188,10 @@ class CKA(EmbeddingMetric):
         if self.teacher_root is None:
             return MetricResult({})
         teacher = read_embeddings(self.teacher_root, evaluated.split)
+        if len(evaluated) < len(teacher) and evaluated.images == teacher.images:
+            # Patients of the same split were left out.
+            rows = np.flatnonzero(np.isin(teacher.names, evaluated.names))
+            teacher = take(teacher, rows)
         result = align(evaluated, teacher)
         return dataclasses.replace(result, details={"teacher_root": self.teacher_root})
 

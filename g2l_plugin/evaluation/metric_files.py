@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 from sklearn.decomposition import PCA
 
+from g2l_plugin.evaluation.training_patients import Overlap, overlaps_to_dict
 from g2l_plugin.files import new_file, write_text
 from g2l_plugin.metrics.embeddings import Embeddings
 from g2l_plugin.metrics.metric import MetricResult
@@ -21,6 +22,12 @@ METRICS_FOLDER = "metrics"
 
 FACTS = "facts.json"
 """File that holds the model and the task of the metrics."""
+
+TRAINED_ON = "training_patients"
+"""Key of the evaluated patients that a model was distilled on; absent if unknown."""
+
+EVALUATED, ALL_SPLITS = "evaluated", "all_splits"
+"""Whether they are patients of the evaluated split, or of all splits together."""
 
 _MAX_FITTED = 20_000
 """Maximum number of tiles that the PCA is fitted on, evenly spread; all tiles are projected."""
@@ -35,6 +42,7 @@ def write_results(
     task: str,
     classes: Sequence[str] | None,
     model: dict[str, Any],
+    overlaps: dict[str, Overlap | None] | None = None,
 ) -> None:
     """Writes facts.json, and SPLIT.json and SPLIT.parquet of one split.
 
@@ -46,6 +54,8 @@ def write_results(
         task: Name of the task.
         classes: Names of the classes, if known.
         model: The model: `name`, `sha256`, parameters, speed.
+        overlaps: The evaluated patients that the model was distilled on, by `EVALUATED` and
+            `ALL_SPLITS`; None if unknown.
     """
     facts = {"task": task, "classes": None if classes is None else list(classes), "model": model}
     found = {
@@ -55,6 +65,8 @@ def write_results(
         "undefined": result.undefined,
         "details": result.details,
     }
+    if known := overlaps_to_dict(overlaps or {}):
+        found[TRAINED_ON] = known
     write_text(folder / FACTS, json.dumps(facts, indent=2) + "\n")
     write_text(folder / f"{split}.json", json.dumps(found, indent=2) + "\n")
     with new_file(folder / f"{split}.parquet") as partial:

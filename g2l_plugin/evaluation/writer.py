@@ -27,10 +27,16 @@ from typing_extensions import override
 from g2l_plugin.encoders.load import own_normalization
 from g2l_plugin.encoders.weights import hash_tensors
 from g2l_plugin.errors import UserError, in_one_line
-from g2l_plugin.evaluation.embedding_files import MANIFEST, MODEL_FILE, read_model
+from g2l_plugin.evaluation.embedding_files import (
+    MANIFEST,
+    MODEL_FILE,
+    TRAINING_PATIENTS,
+    read_model,
+)
 from g2l_plugin.evaluation.speed import measure_speed
 from g2l_plugin.evaluation.tiles import fingerprint, hash_names, write_manifest
 from g2l_plugin.files import write_text
+from g2l_plugin.slides.patients import is_patient_list
 from g2l_plugin.upstream import image_transforms, registry_name
 
 _TOLERANCE = 1e-3
@@ -113,7 +119,8 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
             f"Reusing the embeddings in {self._output_dir}: they are of this model and its images."
         )
         if trainer.is_global_zero:
-            self._write_model(**existing | {"classes": self._identity["classes"]})
+            keys = {"classes", TRAINING_PATIENTS} & self._identity.keys()
+            self._write_model(**existing | {key: self._identity[key] for key in keys})
             splits = [self._split(number) for number in range(len(datasets))]
             write_manifest(Path(self._output_dir), datasets, splits, self._metadata_keys)
         trainer.limit_predict_batches = 0
@@ -275,7 +282,8 @@ def _end_with_parent() -> None:
 
 def _identify(network: nn.Module, datasets: list[Any]) -> dict[str, Any]:
     """Describes the model and its input: weights and transforms."""
-    return {
+    patients = _training_patients(network)
+    return ({} if patients is None else {TRAINING_PATIENTS: patients}) | {
         "name": _name(network),
         # Without eva's wrapper, which adds to the tensors' names.
         "sha256": hash_tensors(getattr(network, "model", network)),
@@ -287,6 +295,18 @@ def _name(network: nn.Module) -> str:
     """Names a backbone by its source, else by its name in eva's registry, else by its class."""
     source = getattr(getattr(network, "model", network), "source", None)
     return source or registry_name(network) or type(network).__name__
+
+
+def _training_patients(network: nn.Module) -> list[str] | None:
+    """The patients that a student was distilled on, hashed; None if it does not list them."""
+    patients = getattr(getattr(network, "model", network), "training_patients", None)
+    if patients is None or is_patient_list(patients):
+        return patients
+    logger.warning(
+        f"patients.txt of {_name(network)} is not a list that `g2l publish` wrote, so it is not "
+        "known which patients the model was trained on."
+    )
+    return None
 
 
 def _check_normalization(network: nn.Module, datasets: list[Any]) -> None:

@@ -43,6 +43,7 @@ class PublishStudent(RunCallback):
         replace: bool = False,
         license: str | None = None,
         force: bool = False,
+        patients: bool = False,
     ) -> None:
         """Initializes the callback.
 
@@ -59,6 +60,8 @@ class PublishStudent(RunCallback):
             license: Licence identifier; None uses the one that follows from teacher and start, if
                 that restricts nothing.
             force: Whether to publish a student that is worse than its start too.
+            patients: Whether to list the training patients, hashed, even if some have no TCGA
+                barcode; see `publish_run`.
 
         Raises:
             UserError: There is no such benchmark config, or the Hub knows no such licence.
@@ -68,6 +71,7 @@ class PublishStudent(RunCallback):
             check_license(license)
         self.cancer = cancer
         self.force = force
+        self.patients = patients
         is_url = "://" in benchmark_config
         self.benchmark_config = (
             benchmark_config if is_url else str(find_config(benchmark_config).resolve())
@@ -89,6 +93,7 @@ class PublishStudent(RunCallback):
                 cancer=self.cancer,
                 license=self.upload.license,
                 force=self.force,
+                patients=self.patients,
             )
         except UserError as error:
             self._failure = error

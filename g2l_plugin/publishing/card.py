@@ -14,6 +14,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from g2l_plugin.publishing.licenses import StudentLicense
 from g2l_plugin.runs.outcome import find_decline
 from g2l_plugin.runs.record import RunRecord
+from g2l_plugin.slides.patients import UNKNOWN
 
 _FILES = importlib.resources.files("g2l_plugin.publishing")
 _RECIPE = ("trainer", "model", "data")
@@ -35,6 +36,7 @@ class CardFacts:
         cancer: The cancer of its slides, e.g. `breast`; None if unknown.
         config: The resolved training config; None if the run has none.
         evaluation: The content of the run's evaluation.json; None if the run has none.
+        lists_patients: Whether the folder has a patients.txt.
     """
 
     record: RunRecord
@@ -42,6 +44,7 @@ class CardFacts:
     cancer: str | None = None
     config: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
+    lists_patients: bool = False
 
 
 def render_card(facts: CardFacts) -> str:
@@ -60,6 +63,7 @@ def render_card(facts: CardFacts) -> str:
             license=facts.license.identifier,
             restrictions=facts.license.restrictions,
             evaluation=facts.evaluation,
+            patients=_patients(record.cohort.get("patients"), facts.lists_patients),
             alignment_rows=_alignment_rows(record),
             decline=find_decline(record.start, record.alignment, record.change),
             undefined=_undefined(facts.evaluation),
@@ -120,6 +124,20 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         model_name="OWNER/NAME" if results else None,
         eval_results=results or None,
         teacher=teachers[0] if len(teachers) == 1 else teachers,
+    )
+
+
+def _patients(patients: list[str] | None, listed: bool) -> str:
+    """Says whether it is known which patients were trained on."""
+    n_known = sum(entry != UNKNOWN for entry in patients or ())
+    if not n_known:
+        return "The patients are not known."
+    if not listed:
+        return "The patients are not listed."
+    others = " Others are not known." if UNKNOWN in (patients or ()) else ""
+    return (
+        f"The {n_known:,} patients are listed in `patients.txt`, each as the first 16 digits of "
+        f"the SHA-256 of the name or TCGA barcode, so that a benchmark can leave them out.{others}"
     )
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from loguru import logger
 
-from g2l_plugin.encoders.folder import RESULTS, TRAINING_CONFIG, write_folder
+from g2l_plugin.encoders.folder import PATIENTS, RESULTS, TRAINING_CONFIG, write_folder
 from g2l_plugin.errors import UserError
 from g2l_plugin.publishing.card import CardFacts, render_card
 from g2l_plugin.publishing.licenses import StudentLicense, check_license, license_of
@@ -27,6 +28,7 @@ from g2l_plugin.runs.checkpoints import (
 from g2l_plugin.runs.outcome import find_decline
 from g2l_plugin.runs.record import KEY, RunRecord
 from g2l_plugin.runs.run_folder import CONFIG, EVALUATION, STUDENT
+from g2l_plugin.slides.patients import UNKNOWN
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +74,7 @@ def publish_run(
     cancer: str | None = None,
     license: str | None = None,
     force: bool = False,
+    patients: bool = False,
 ) -> Published:
     """Publishes the student of a run, or of one checkpoint, from the files in the run's folder.
 
@@ -81,6 +84,9 @@ def publish_run(
         cancer: The cancer of the slides, for the card; None reads it from the run's config.
         license: Licence identifier; None derives it from teacher and start.
         force: Whether to publish a student that is worse than its start; the card says so.
+        patients: Whether to list the training patients in patients.txt even if some have no TCGA
+            barcode. They are hashed, but whoever knows how a hospital names patients can guess
+            them. With TCGA barcodes, which are public, they are listed anyway.
 
     Raises:
         UserError: The run has not ended, its checkpoint has no student that can be published, or
@@ -139,7 +145,8 @@ def publish_run(
         student_license = dataclasses.replace(student_license, identifier=license)
     if cancer is None and config is not None:
         cancer = find_cancer(config)
-    facts = CardFacts(record, student_license, cancer, config, evaluation)
+    listed = _patients_to_list(record.cohort, patients)
+    facts = CardFacts(record, student_license, cancer, config, evaluation, bool(listed))
     results = {
         "start": record.start,
         "alignment": record.alignment,
@@ -147,6 +154,8 @@ def publish_run(
         "evaluation": evaluation,
     }
     files = {RESULTS: json.dumps(results, indent=2) + "\n"}
+    if listed:
+        files[PATIENTS] = "".join(f"{entry}\n" for entry in listed)
     if config is not None:
         files[TRAINING_CONFIG] = yaml.dump(config, sort_keys=False)
     written = write_folder(
@@ -216,6 +225,16 @@ def benchmark_command(published: Published, config: str) -> str:
     }
     variables = " ".join(f"{name}={shlex.quote(str(value))}" for name, value in settings.items())
     return f"{variables} eva predict_fit --config {shlex.quote(config)}"
+
+
+def _patients_to_list(cohort: dict[str, Any], wanted: bool) -> list[str]:
+    """The hashed patients that may be published; empty if there are none."""
+    patients = cohort.get("patients") or []
+    if not set(patients) - {UNKNOWN}:
+        if wanted:
+            logger.warning("The patients of the cohort are not known, so none are listed.")
+        return []
+    return patients if wanted or cohort["patients_public"] else []
 
 
 def _read_yaml(file: Path) -> dict[str, Any] | None:

@@ -25,7 +25,7 @@ from loguru import logger
 from rich.console import Console
 from rich.table import Table
 
-from g2l_plugin.encoders.folder import CONFIG, ONNX, README, RESULTS, TRAINING_CONFIG
+from g2l_plugin.encoders.folder import CONFIG, ONNX, PATIENTS, README, RESULTS, TRAINING_CONFIG
 from g2l_plugin.encoders.hub import TIMEOUT
 from g2l_plugin.encoders.hub_errors import check_token
 from g2l_plugin.encoders.weights import WEIGHTS
@@ -35,7 +35,7 @@ from g2l_plugin.publishing.licenses import check_license
 from g2l_plugin.publishing.upload_errors import explain_upload_errors
 
 _REQUIRED = (WEIGHTS, CONFIG, README)
-_OPTIONAL = (RESULTS, TRAINING_CONFIG, ONNX)
+_OPTIONAL = (RESULTS, TRAINING_CONFIG, ONNX, PATIENTS)
 _PLACEHOLDER = "OWNER/NAME"
 """What a card contains in place of the model's name on the Hub."""
 

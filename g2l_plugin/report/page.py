@@ -153,6 +153,7 @@ def _context(report: Report) -> dict[str, Any]:
         "comparisons": _by_column(report.differences),
         "has_sizes": any(model.parameters or model.flops for model in report.models),
         "has_speeds": any(model.speeds for model in report.models),
+        "has_trained_on": bool(report.values["n_trained_on"].gt(0).any()),
         "devices": sorted({s.device for model in report.models for s in model.speeds}),
     }
 

@@ -131,7 +131,7 @@ def write_report(
     with new_folder(output) as folder:
         (folder / PAGE).write_text(render_page(report), encoding="utf-8")
         (folder / "report.md").write_text(render_markdown(report), encoding="utf-8")
-        values = report.values[list(COLUMNS)].astype({"n_runs": "Int64"})
+        values = report.values[list(COLUMNS)].astype({"n_runs": "Int64", "n_trained_on": "Int64"})
         _without_formulas(values).to_csv(folder / "report.csv", index=False)
         differences = _tabulate(report.differences)
         _without_formulas(differences).to_csv(folder / "differences.csv", index=False)

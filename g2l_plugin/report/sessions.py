@@ -15,6 +15,8 @@ import pyarrow.parquet
 
 from g2l_plugin.encoders.weights import WEIGHTS
 from g2l_plugin.errors import UserError, in_one_line
+from g2l_plugin.evaluation.metric_files import ALL_SPLITS, EVALUATED, TRAINED_ON
+from g2l_plugin.evaluation.training_patients import Overlap
 from g2l_plugin.report.config import CONFIG, SessionConfig, read_config, task_key, task_title
 
 RESULTS = "results.json"
@@ -35,6 +37,8 @@ class SplitMetrics:
         predictions: Parquet file with a row per tile; None if there is none.
         teacher_root: Folder of the teacher's embeddings that CKA compares with; None if there is
             none.
+        overlaps: Evaluated patients that the model was distilled on, by `EVALUATED` and
+            `ALL_SPLITS`; one that is absent is unknown.
     """
 
     values: dict[str, float]
@@ -42,6 +46,14 @@ class SplitMetrics:
     intervals: dict[str, tuple[float, float]]
     predictions: Path | None
     teacher_root: str | None = None
+    overlaps: dict[str, Overlap] = dataclasses.field(default_factory=dict)
+
+    def overlap_of(self, metric: str) -> Overlap | None:
+        """The patients that were trained on among those of a metric; None if unknown."""
+        of_all = self.overlaps.get(ALL_SPLITS)
+        if of_all and (metric in of_all.values or metric in of_all.undefined):
+            return of_all
+        return self.overlaps.get(EVALUATED)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,6 +105,13 @@ class Session:
             return pd.read_parquet(path, columns=[name for name in columns if name in existing])
         except (pyarrow.ArrowException, OSError) as error:
             raise _damaged(path, error) from error
+
+    @property
+    def trained_on(self) -> str:
+        """How many evaluated patients the model was distilled on: `12 of 80`, or `not known`."""
+        metrics = next((self.split_metrics[s] for s in SPLITS if s in self.split_metrics), None)
+        overlap = metrics.overlaps.get(EVALUATED) if metrics else None
+        return overlap.count if overlap else "not known"
 
     def _predictions(self, split: str) -> Path | None:
         metrics = self.split_metrics.get(split)
@@ -260,6 +279,7 @@ def _read_split_metrics(path: Path) -> SplitMetrics:
             },
             predictions=predictions if predictions.is_file() else None,
             teacher_root=saved["details"].get("teacher_root"),
+            overlaps={name: Overlap(**own) for name, own in saved.get(TRAINED_ON, {}).items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise UserError(

@@ -223,7 +223,9 @@ def _cell(value: dict[str, Any] | None, ranks: dict[float, int], notes: dict[str
         spread = f"± {value['stdev']:.3f}"
     elif not math.isnan(value["low"]):
         spread = f"{value['low']:.3f} to {value['high']:.3f}"
-    return Cell(f"{value['mean']:.3f}", spread, ranks.get(value["mean"]), value=value)
+    shared = value.get("trained_on")
+    note = _mark(notes, shared, numbered=True) if isinstance(shared, str) else ""
+    return Cell(f"{value['mean']:.3f}", spread, ranks.get(value["mean"]), note, value)
 
 
 def _mark(notes: dict[str, str], text: str, numbered: bool) -> str:

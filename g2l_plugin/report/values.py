@@ -12,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from g2l_plugin.evaluation.training_patients import Overlap
 from g2l_plugin.metrics.families import FAMILIES, family_of
 from g2l_plugin.metrics.metric import MetricFamily
 from g2l_plugin.report.config import task_key
@@ -28,12 +29,19 @@ COLUMNS = (
     "low",
     "high",
     "undefined",
+    "n_trained_on",
+    "mean_without",
     "published",
     "source",
 )
-"""Columns of report.csv."""
+"""Columns of report.csv.
 
-_TYPES = dict.fromkeys(("mean", "stdev", "n_runs", "low", "high"), float) | {"published": bool}
+`n_trained_on` counts the evaluated patients that the model was distilled on, and is empty if
+unknown; `mean_without` is the mean without them.
+"""
+
+_NUMBERS = ("mean", "stdev", "n_runs", "low", "high", "n_trained_on", "mean_without")
+_TYPES = dict.fromkeys(_NUMBERS, float) | {"published": bool}
 """Types of the columns that hold no text, needed if a table has no rows."""
 
 HEAD = MetricFamily(
@@ -83,7 +91,8 @@ def pool_values(sessions: Sequence[Session]) -> pd.DataFrame:
 
     Returns:
         A row per model, task, split and metric: `COLUMNS`, and `family`, the `MetricFamily` whose
-        table shows the metric, or None. `mean` is NaN if the value is undefined, `stdev` for a
+        table shows the metric, or None, and `trained_on`, a sentence on the patients that the model
+        was distilled on, if there are any. `mean` is NaN if the value is undefined, `stdev` for a
         single run, `low` and `high` if there is no interval.
     """
     together: dict[tuple[str, str], list[Session]] = {}
@@ -95,7 +104,7 @@ def pool_values(sessions: Sequence[Session]) -> pd.DataFrame:
         for split in SPLITS
         for value in _pool(own, split)
     ]
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "family"])
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "family", "trained_on"])
     return table.assign(published=False, source="").astype(_TYPES)
 
 
@@ -125,7 +134,12 @@ def _pool(sessions: list[Session], split: str) -> Iterator[dict[str, Any]]:
                 families[name] = family
     for name in (*values, *(undefined.keys() - values.keys())):
         pooled = _mean(values.get(name, []), undefined.get(name), intervals.get(name))
-        yield {"metric": name, "family": families.get(name), **pooled}
+        overlaps = [
+            metrics.overlap_of(name) if (metrics := session.split_metrics.get(split)) else None
+            for session in sessions
+        ]
+        without = _without(name, overlaps, pooled)
+        yield {"metric": name, "family": families.get(name), **pooled, **without}
 
 
 def _table_family(metric: str) -> MetricFamily | None:
@@ -157,6 +171,29 @@ def _mean(
         "n_runs": len(values),
         "low": low,
         "high": high,
+    }
+
+
+def _without(metric: str, overlaps: list[Overlap | None], pooled: dict[str, Any]) -> dict[str, Any]:
+    """The patients that the model was distilled on, and the mean without them, if all are known."""
+    known = [overlap for overlap in overlaps if overlap]
+    if len(known) < len(overlaps):
+        return {}
+    most = max(known, key=lambda overlap: overlap.n_shared)
+    if not most.n_shared:
+        return {"n_trained_on": 0, "mean_without": pooled["mean"]}
+    values = [own.values.get(metric, math.nan) for own in known if own.n_shared]
+    mean = statistics.fmean(values) if len(values) == len(known) else math.nan
+    if not math.isnan(mean):
+        outcome = f"without them {mean:.3f}"
+    elif reason := most.undefined.get(metric):
+        outcome = f"without them undefined: {reason}"
+    else:
+        outcome = "no value was computed without them"
+    return {
+        "n_trained_on": most.n_shared,
+        "mean_without": mean,
+        "trained_on": f"{most.describe()}; {outcome}.",
     }
 
 

@@ -50,7 +50,9 @@ class RunRecord:
         tiles_seen: Tiles seen in training.
         seconds: Time of training over all resumed parts, in seconds.
         hardware: The devices, e.g. `2 x NVIDIA H200`.
-        cohort: `tiles`, and `slides` or `images` with `centres` (how many of them per centre).
+        cohort: `tiles`, and `slides` or `images` with `centres` (how many of them per centre);
+            `patients`, those of training and validation as `list_patients` hashes them, and
+            `patients_public`, whether all have a TCGA barcode.
         start: Figures of the validation before the first step, as `alignment`.
         alignment: Figures of the last validation (see `g2l_plugin.runs.validation`), with
             its `step`, `tiles` and, if known, `patients`; may be empty.

@@ -203,6 +203,10 @@ class TileDataset(MapDataset[Any]):
         """Counts tiles, and their slides or images in all and per centre, after `setup`."""
         return {"tiles": len(self), **self.tiles.origins.count()}
 
+    def known_patients(self) -> set[str]:
+        """The patients of the tiles, and "" if one is unknown, after `setup`."""
+        return self.tiles.origins.known_patients()
+
     def fingerprint(self) -> str:
         """Hash of the tiles and their size, after `setup`; tile numbers agree where it agrees."""
         grid = self._grid

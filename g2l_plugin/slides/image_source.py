@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 from concurrent.futures import ThreadPoolExecutor
@@ -143,9 +144,11 @@ class ImageTiles:
         steps = np.stack([place % columns[of_tile], place // columns[of_tile]], axis=1)
         margin = (sizes - np.stack([columns, rows], axis=1) * side[:, None]) // 2  # (images, 2)
         self.xy = (margin[of_tile] + steps * side[of_tile, None]).astype(np.int32)
+        patients = images.table["patient"].to_numpy(str)
         self.origins = Origins(
             "images",
-            images.table["patient"].to_numpy(str),
+            patients,
+            patients != "",
             images.table["centre"].to_numpy(str),
             of_tile,
         )
@@ -168,7 +171,7 @@ class ImageTiles:
     def keep(self, numbers: np.ndarray) -> None:
         """Keeps only these tiles, ascending, and renumbers them from 0."""
         old = self.origins
-        self.origins = Origins(old.kind, old.patients, old.centres, old.of_tile[numbers])
+        self.origins = dataclasses.replace(old, of_tile=old.of_tile[numbers])
         self.xy, self._group_of_tile = self.xy[numbers], self._group_of_tile[numbers]
         self._lost = LostTiles(len(numbers), self._max_lost)
 

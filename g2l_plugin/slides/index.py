@@ -45,6 +45,7 @@ class SlideIndex:
         bytes: Size of its file when it was indexed.
         patient: The patient, or the slide's name in the index if the patient is unknown.
         centre: The centre; "" if unknown.
+        knows_patient: Whether the patient is known.
     """
 
     path: Path
@@ -53,6 +54,7 @@ class SlideIndex:
     bytes: int = 0
     patient: str = ""
     centre: str = ""
+    knows_patient: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +89,7 @@ class Index:
                 record.bytes,
                 slide.patient or slide.slide,
                 slide.centre,
+                bool(slide.patient),
             )
             for slide, record in zip(self.cohort, self.records, strict=True)
             if record.outcome == "used" and record.plan is not None

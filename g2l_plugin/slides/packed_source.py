@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from loguru import logger
@@ -108,6 +109,7 @@ class PackedTiles:
         self.origins = Origins(
             (origins.schema.metadata or {})[b"kind"].decode(),
             np.array(origins["patient"].to_pylist(), str),
+            _are_known(origins),
             np.array(origins["centre"].to_pylist(), str),
             tiles["origin"].to_numpy(),
         )
@@ -232,6 +234,13 @@ def _is_remote(address: str) -> bool:
 def _assign(settings: Mapping[str, Any], names: Sequence[str]) -> str:
     values = {_VARIABLES.get(name, name): settings[name] for name in names}
     return ", ".join(f"{name}={json.dumps(value)}" for name, value in values.items())
+
+
+def _are_known(origins: pa.Table) -> np.ndarray:
+    """Whether patients are known, bool (origins,): others have their slide's name, or none."""
+    patients = origins["patient"].cast(pa.string())
+    named = pc.and_(pc.not_equal(patients, ""), pc.not_equal(patients, origins["name"]))
+    return named.to_numpy()
 
 
 def _check_shards(folder: Path, chunks: Sequence[Mapping[str, Any]]) -> None:

@@ -60,6 +60,7 @@ class SlideTiles:
         self.paths = [slide.path for slide in slides]
         self._identities = [f"{s.path.name} {s.bytes} {s.plan}" for s in slides]
         self._patients = np.array([slide.patient for slide in slides], str)
+        self._known = np.array([slide.knows_patient for slide in slides], bool)
         self._centres = np.array([slide.centre for slide in slides], str)
         self.reader = SlideReader(self.paths, [s.plan for s in slides], size, max_open_slides)
         self._max_lost = max_lost
@@ -81,7 +82,7 @@ class SlideTiles:
     @property
     def origins(self) -> Origins:
         """The slides."""
-        return Origins("slides", self._patients, self._centres, self.slide_of_tile)
+        return Origins("slides", self._patients, self._known, self._centres, self.slide_of_tile)
 
     def keep(self, numbers: np.ndarray) -> None:
         """Keeps only these tiles, ascending, and renumbers them from 0."""

@@ -10,6 +10,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from g2l_plugin.slides.patients import find_barcode
+
 
 @dataclasses.dataclass(frozen=True)
 class Origins:
@@ -17,21 +19,39 @@ class Origins:
 
     Attributes:
         kind: What they are.
-        patients: The patient of each, or its own name where the patient is unknown, (origins,).
+        patients: The patient of each; its own name or "" if the patient is unknown, (origins,).
+        known: Whether the patient is known, bool (origins,).
         centres: The centre of each, "" if unknown, (origins,).
         of_tile: Position of each tile's origin in these, int32 (tiles,).
     """
 
     kind: Literal["slides", "images"]
     patients: np.ndarray
+    known: np.ndarray
     centres: np.ndarray
     of_tile: np.ndarray
 
     def count(self) -> dict[str, Any]:
         """Counts the origins that have tiles, in all (by their kind) and per centre (`centres`)."""
-        has_tiles = np.bincount(self.of_tile, minlength=len(self.patients)) > 0
+        has_tiles = self._have_tiles()
         centres = Counter(centre or "unknown" for centre in self.centres[has_tiles].tolist())
         return {self.kind: int(has_tiles.sum()), "centres": dict(sorted(centres.items()))}
+
+    def known_patients(self) -> set[str]:
+        """The patients who have tiles, and "" if one is unknown.
+
+        A name with a TCGA barcode tells its patient.
+        """
+        has_tiles = self._have_tiles()
+        others = pd.unique(self.patients[has_tiles & ~self.known]).tolist()
+        return {
+            *pd.unique(self.patients[has_tiles & self.known]).tolist(),
+            *(find_barcode(name) for name in others),
+        }
+
+    def _have_tiles(self) -> np.ndarray:
+        """Which have tiles, bool (origins,)."""
+        return np.bincount(self.of_tile, minlength=len(self.patients)) > 0
 
 
 class TileSource(Protocol):

@@ -80,6 +80,7 @@ def connect(tmp_path):
 
 def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path, connect):
     repo = save_tiny_model(tmp_path / "repo")
+    (repo / "patients.txt").write_text("0123456789abcdef\n")
     pickled = save_tiny_model(tmp_path / "pickled")
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     timms_own = tmp_path / "timm" / "model.safetensors"
@@ -99,6 +100,7 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path, connect):
         main = load("hf-hub:org/tiny")
         assert main == load("hf-hub:org/tiny", COMMIT) == load(f"hf-hub:org/tiny@{COMMIT}")
         assert main["revision"] == COMMIT
+        assert "/patients.txt" in str(hub.served)
         assert main["source"] == "hf-hub:org/tiny"
         assert (main["file"], len(main["sha256"])) == ("model.safetensors", 64)
         assert load("hf-hub:org/open")["sha256"] == main["sha256"]

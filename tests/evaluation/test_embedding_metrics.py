@@ -16,6 +16,7 @@ from g2l_plugin.metrics.knn import KNNVoting
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, merge
 from g2l_plugin.metrics.probe import LogisticProbe
 from g2l_plugin.metrics.robustness import RobustnessIndex
+from g2l_plugin.slides.patients import list_patients
 
 MODEL = {"name": "hf-hub:org/name", "sha256": "ab" * 32, "complete": True, "parameters": 7}
 
@@ -213,3 +214,84 @@ def test_embeddings_in_memory_equal_evas(tmp_path):
     vector, target = dataset[3]
     torch.testing.assert_close(vector, torch.load(root / "15.pt")[0])
     assert target == 1
+
+
+SITE = "TCGA-A1-"
+
+
+def save_patients(folder, training=None, name=SITE + "{:04}", leave_out=(), seed=0):
+    """Save embeddings with two tiles of each of 18 patients, 6 in each split."""
+    save(folder, seed)
+    table = pd.read_csv(folder / "manifest.csv")
+    table["patient"] = [name.format(number // 2) for number in range(36)]
+    gone = table["patient"].isin([name.format(patient) for patient in leave_out])
+    table[~gone].to_csv(folder / "manifest.csv", index=False)
+    if training is not None:
+        model = MODEL | {"training_patients": list_patients(training)}
+        (folder / "model.json").write_text(json.dumps(model))
+    return folder
+
+
+@pytest.mark.parametrize("shared", [(12,), (13, 16), (12, 13, 14, 15, 16)])
+def test_metrics_without_training_patients_are_those_of_a_manifest_without_them(
+    compute_on, tmp_path, shared
+):
+    teacher = str(save_patients(tmp_path / "teacher", seed=3))
+    options = {"metrics_on_all_splits": [RobustnessIndex([3])]}
+    training = [f"{SITE}{patient:04}-01Z-00-DX1" for patient in (*shared, 99)]
+    root = save_patients(tmp_path / "all", training)
+    _, folder = compute_on(
+        EmbeddingMetrics(
+            str(root), "task", [KNNVoting(3), LogisticProbe(), CKA(teacher)], **options
+        )
+    )
+    facts = json.loads((folder / "facts.json").read_text())
+    assert "training_patients" not in facts["model"]
+    found = json.loads((folder / "test.json").read_text())["training_patients"]
+    own, on_all = found["evaluated"], found["all_splits"]
+    assert (own["n_patients"], own["n_shared"]) == (6, len(shared))
+    assert (on_all["n_patients"], on_all["n_shared"]) == (18, len(shared))
+    assert not own["at_least"] and not own["by_name"]
+    # The same without the patients from the start.
+    teacher = str(save_patients(tmp_path / "teacher_rest", leave_out=shared, seed=3))
+    rest = save_patients(tmp_path / "rest", leave_out=shared)
+    _, folder = compute_on(
+        EmbeddingMetrics(
+            str(rest), "task", [KNNVoting(3), LogisticProbe(), CKA(teacher)], **options
+        )
+    )
+    expected = json.loads((folder / "test.json").read_text())
+    assert "training_patients" not in expected
+    assert own["values"] | on_all["values"] == pytest.approx(expected["values"])
+    assert own["undefined"] | on_all["undefined"] == expected["undefined"]
+
+
+def shared_patients(compute_on, root):
+    _, folder = compute_on(EmbeddingMetrics(str(root), "task", [KNNVoting(3)]))
+    return json.loads((folder / "test.json").read_text()).get("training_patients")
+
+
+def test_unknown_training_patients_are_never_said_to_be_none(compute_on, tmp_path):
+    other, tested = f"{SITE}0099", f"{SITE}0012"
+    assert shared_patients(compute_on, save_patients(tmp_path / "1")) is None
+    assert shared_patients(compute_on, save_patients(tmp_path / "2", [""])) is None
+    assert shared_patients(compute_on, save_patients(tmp_path / "3", [other, ""])) is None
+    none = shared_patients(compute_on, save_patients(tmp_path / "4", [other]))["evaluated"]
+    assert none["n_shared"] == 0 and none["n_patients"] == 6 and none["values"] == {}
+    some = shared_patients(compute_on, save_patients(tmp_path / "5", [tested, ""]))["evaluated"]
+    assert some["n_shared"] == 1 and some["at_least"]
+    no_patients = save(tmp_path / "6")
+    (no_patients / "model.json").write_text(
+        json.dumps(MODEL | {"training_patients": list_patients([tested])})
+    )
+    assert shared_patients(compute_on, no_patients) is None
+
+
+def test_names_that_are_no_barcodes_may_be_of_others_and_all_may_be_shared(compute_on, tmp_path):
+    root = save_patients(tmp_path / "all", [f"P{number}" for number in range(18)], "P{}")
+    found = shared_patients(compute_on, root)["evaluated"]
+    assert found["by_name"] and found["n_shared"] == found["n_patients"] == 6
+    assert found["values"] == {}
+    assert set(found["undefined"].values()) == {
+        "all patients were in the student's training cohort"
+    }

@@ -256,3 +256,17 @@ def test_a_normalisation_other_than_the_models_is_warned_about(predict):
         logger.remove(sink)
     assert len([line for line in said if "NORMALIZE_MEAN is [0.5, 0.5, 0.5]" in line]) == 1
     assert not any("NORMALIZE_STD" in line for line in said)
+
+
+def test_the_patients_of_a_student_are_written_and_those_of_others_are_unknown(
+    predict, tmp_path, warned
+):
+    assert "training_patients" not in read_model(tmp_path / "embeddings")
+    student, listed = Backbone(), ["0" * 16, "unknown"]
+    student.training_patients = listed
+    assert predict(student).calls == 0  # the embeddings are there already
+    assert read_model(tmp_path / "embeddings")["training_patients"] == listed
+    student.training_patients = ["Ann"]
+    predict(student, overwrite=True)
+    assert "training_patients" not in read_model(tmp_path / "embeddings")
+    assert any("is not a list that `g2l publish` wrote" in line for line in warned)

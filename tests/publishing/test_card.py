@@ -129,7 +129,7 @@ def test_centres_that_are_unknown_are_not_counted():
     cohort = {"tiles": 9, "images": 9, "centres": {"unknown": 9}}
     record = dataclasses.replace(RECORD, cohort=cohort)
     card = render_card(dataclasses.replace(FACTS, record=record))
-    assert "drawn from 9 tiles of 9 images.\n" in card
+    assert "drawn from 9 tiles of 9 images. " in card
 
 
 @pytest.mark.parametrize(

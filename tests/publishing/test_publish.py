@@ -14,6 +14,7 @@ from hub_server import serve_hub
 
 from g2l_plugin import cli
 from g2l_plugin.distillation.losses import LogSumLoss
+from g2l_plugin.encoders import backbones
 from g2l_plugin.encoders.load import load_encoder
 from g2l_plugin.encoders.timm_network import timm_config
 from g2l_plugin.errors import UserError
@@ -278,3 +279,26 @@ def test_an_unfinished_run_is_published_from_its_newest_checkpoint(make_run, tmp
     with pytest.raises(UserError, match=f"has not ended.*g2l publish {newest}"):
         publish_run(run)
     assert (publish_run(newest).folder / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("cohort", "wanted", "listed", "said"),
+    [
+        ({"patients": ["0" * 16, "unknown"], "patients_public": True}, False, True, "The 1 pati"),
+        ({"patients": ["0" * 16], "patients_public": False}, False, False, "are not listed"),
+        ({"patients": ["0" * 16], "patients_public": False}, True, True, "The 1 patients are list"),
+        ({"patients": ["unknown"], "patients_public": True}, True, False, "are not known"),
+        ({}, False, False, "are not known"),
+    ],
+)
+def test_patients_are_listed_by_tcga_barcode_or_on_request(
+    make_run, tmp_path, cohort, wanted, listed, said
+):
+    run, _ = make_run(cohort={"tiles": 99} | cohort)
+    assert cli.main(["publish", str(run), *["--patients"] * wanted]) == 0
+    folder = run / "student"
+    card = " ".join((folder / "README.md").read_text().split())
+    assert said in card and "0" * 16 not in card
+    assert (folder / "patients.txt").exists() == listed
+    model = backbones.student(f"local-dir:{folder}")
+    assert model.training_patients == (cohort["patients"] if listed else None)

@@ -23,6 +23,7 @@ def save_session(
     classes: list[str] | None = None,
     config: dict | None = None,
     embedding_metrics: bool = True,
+    training_patients: dict | None = None,
 ) -> Path:
     """Writes a session folder: results.json, config.yaml and run_0/metrics.
 
@@ -53,6 +54,8 @@ def save_session(
             "undefined": undefined or {},
             "details": {"intervals": intervals or {}},
         }
+        if training_patients is not None:
+            saved["training_patients"] = training_patients
         (metrics / f"{split}.json").write_text(json.dumps(saved))
         if predictions is not None:
             predictions.to_parquet(metrics / f"{split}.parquet")

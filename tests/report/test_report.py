@@ -227,3 +227,40 @@ def test_labels_are_text_in_spreadsheets_and_markdown(write_session, tmp_path):
     assert sorted(table["mean"]) == [-0.5, 0.9]  # a number stays one
     text = (output / "report.md").read_text()
     assert "\\[x\\](javascript" in text and link not in text
+
+
+def test_patients_that_a_student_was_distilled_on_are_counted_and_left_out(write_session, tmp_path):
+    shared = {"n_patients": 80, "n_shared": 12, "values": {"KNNAccuracy": 0.8124}}
+    undefined = {"LogisticAUROC": "one class is left"}
+    found = {"evaluated": shared | {"undefined": undefined}}
+    found["all_splits"] = {"n_patients": 99, "n_shared": 20, "values": {"RobustnessIndex/k=5": 1.1}}
+    values = {"KNNAccuracy": 0.9, "LogisticAUROC": 0.8, "RobustnessIndex/k=5": 1.2}
+    head = {"MulticlassAccuracy": [0.7, 0.8]}
+    write_session("a", model="student", values=values, head=head, training_patients=found)
+    none = {"evaluated": {"n_patients": 80, "n_shared": 0}}
+    write_session("b", model="other", values=values, head=head, training_patients=none)
+    write_session("c", model="teacher", values=values, head=head)
+    write_report([str(tmp_path / "logs")], tmp_path / "report")
+    markdown = (tmp_path / "report" / "report.md").read_text()
+    page = (tmp_path / "report" / "report.html").read_text().replace("&#39;", "'")
+    were = "12 of 80 patients were in the student's training cohort"
+    for note in (
+        f"{were}; without them 0.812.",
+        f"{were}; without them undefined: one class is left.",
+        f"{were}; no value was computed without them.",
+        "20 of 99 patients were in the student's training cohort; without them 1.100.",
+    ):
+        assert markdown.count(f"- 1 {note}") == page.count(f"<li><b>1</b>{note}</li>") == 1
+    assert "**0.900** 1 |" in markdown
+    for model, trained_on in (
+        ("student", "12 of 80"),
+        ("other", "0 of 80"),
+        ("teacher", "not known"),
+    ):
+        assert f"| {model} | BACH | {trained_on} | `" in markdown
+        assert f'<td class="left">{trained_on}</td>' in page
+    table = pd.read_csv(tmp_path / "report" / "report.csv").query("metric == 'KNNAccuracy'")
+    table = table[~table["published"]].set_index("model")[["n_trained_on", "mean_without"]]
+    assert table.loc["student"].tolist() == [12, 0.8124]
+    assert table.loc["other"].tolist() == [0, 0.9]
+    assert table.loc["teacher"].isna().all()

@@ -216,3 +216,17 @@ def test_published_rows_are_marked_and_never_ranked(write_session, tmp_path):
     assert len(published) == 15
     assert all(row.cells[0].rank is None for row in published)
     assert all("eva's leaderboard" in table.notes[row.note] for row in published)
+
+
+def test_sessions_with_and_without_a_count_are_not_pooled_into_one(write_session, tmp_path):
+    shared = {"n_patients": 8, "n_shared": 2, "values": {"KNNAccuracy": 0.6}, "by_name": True}
+    runs = {"values": {"KNNAccuracy": 0.9}, "training_patients": {"evaluated": shared}}
+    write_session("1", **runs)
+    other = runs["training_patients"]["evaluated"] | {"values": {"KNNAccuracy": 0.7}}
+    write_session("2", **runs | {"training_patients": {"evaluated": other}})
+    (row,) = values_of(tmp_path).to_dict("records")
+    assert (row["n_trained_on"], row["mean_without"]) == (2, pytest.approx(0.65))
+    assert row["trained_on"].startswith("2 of 8 patients have the names of patients in")
+    write_session("3", values={"KNNAccuracy": 0.9})
+    (row,) = values_of(tmp_path).to_dict("records")
+    assert math.isnan(row["n_trained_on"]) and math.isnan(row["mean_without"])

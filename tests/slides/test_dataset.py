@@ -150,3 +150,14 @@ def test_too_many_losses_in_a_worker_stop_the_run_with_a_message(cohort):
     with pytest.raises(UserError, match=r"tiles cannot be read, more than the 0\.1%"):
         for _ in TileLoader(dataset, 8, num_workers=1):
             pass
+
+
+def test_patients_are_known_by_barcode_or_list_and_else_said_to_be_unknown(tmp_path, write_slide):
+    names = ["TCGA-A1-0001-01Z-00-DX1.tiff", "TCGA-A1-0002.tiff", "c.tiff", "d.tiff"]
+    for name in names:
+        write_slide(tmp_path / "slides" / name, 512)
+    table = tmp_path / "slides.csv"
+    rows = zip(names, ["", "", "P3", ""], strict=True)
+    table.write_text("slide,patient\n" + "".join(f"{a},{b}\n" for a, b in rows))
+    found = make_dataset(tmp_path, file_paths=str(table), keep_duplicates=True).known_patients()
+    assert found == {"TCGA-A1-0001", "TCGA-A1-0002", "P3", ""}

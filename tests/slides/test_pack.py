@@ -67,6 +67,7 @@ def test_packed_tiles_equal_the_tiles_of_the_slides(index, tmp_path, monkeypatch
         slides, shards = from_slides(index, split), packed(tmp_path / "packed", split)
         assert len(shards) == len(slides) == settings[f"{split}_tiles"]
         assert shards.describe_cohort() == slides.describe_cohort()
+        assert shards.known_patients() == slides.known_patients()
         numbers = np.arange(len(shards))
         assert sorted(shards.patients(numbers)) == sorted(slides.patients(numbers))
         places = [
@@ -240,6 +241,7 @@ def test_packed_images_are_those_of_the_folder_with_their_patients(images, tmp_p
     train, val = (packed(tmp_path / "packed", split, **settings) for split in ("train", "val"))
     assert (len(train), len(val)) == (9, 3)
     assert train.describe_cohort() == {"tiles": 9, "images": 9, "centres": {"unknown": 9}}
+    assert train.known_patients() | val.known_patients() == set("abcd")
     for dataset in (train, val):
         located = dataset.locate(np.arange(len(dataset)))
         names = located["slide"].tolist()

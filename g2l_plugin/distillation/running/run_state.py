@@ -26,6 +26,7 @@ from g2l_plugin.runs.record import (
 )
 from g2l_plugin.runs.validation import Alignment
 from g2l_plugin.slides.dataset import TileDataset
+from g2l_plugin.slides.patients import find_barcode, list_patients
 
 _LAST_STEP = "g2l_last_step"
 _TILES: dict[Literal["train", "val"], str] = {"train": "g2l_tiles", "val": "g2l_val_tiles"}
@@ -132,7 +133,6 @@ class RunState:
     def record(self, trainer: pl.Trainer) -> RunRecord:
         """The record of the run, from `begin` on."""
         student, teacher, *further = self._encoders
-        dataset = tile_dataset(trainer)
         return RunRecord(
             teacher=teacher,
             student=student,
@@ -144,7 +144,7 @@ class RunState:
             tiles_seen=self.tiles_seen,
             seconds=self._seconds + time.monotonic() - self._since,
             hardware=describe_hardware(trainer.strategy.root_device, trainer.world_size),
-            cohort={} if dataset is None else dataset.describe_cohort(),
+            cohort=_describe_cohort(trainer),
             start=self.start,
             alignment=self.alignment,
             change=self.change,
@@ -231,6 +231,19 @@ def tile_dataset(
     datasets = getattr(getattr(trainer, "datamodule", None), "datasets", None)
     dataset = getattr(datasets, split, None)
     return dataset if isinstance(dataset, TileDataset) else None
+
+
+def _describe_cohort(trainer: pl.Trainer) -> dict[str, Any]:
+    """Counts the tiles that are trained on, and lists the patients, those of validation too."""
+    train = tile_dataset(trainer)
+    if train is None:
+        return {}
+    val = tile_dataset(trainer, "val")
+    patients = train.known_patients() | (val.known_patients() if val is not None else set())
+    return train.describe_cohort() | {
+        "patients": list_patients(patients),
+        "patients_public": all(find_barcode(name) for name in patients if name),
+    }
 
 
 def _difference(after: Estimate, before: Estimate) -> list[float | None]:

@@ -1,8 +1,12 @@
+import hashlib
+from types import SimpleNamespace
+
 import numpy as np
 
-from g2l_plugin.distillation.running.run_state import RunState
+from g2l_plugin.distillation.running.run_state import RunState, _describe_cohort
 from g2l_plugin.metrics.alignment import Estimate
 from g2l_plugin.runs.validation import Alignment
+from g2l_plugin.slides.dataset import TileDataset
 
 
 def alignment(cka, neighbours=0.4):
@@ -54,3 +58,29 @@ def test_a_student_that_is_better_is_not(warned):
     state.validated(0, 6, PATIENTS, alignment(0.8))
     state.validated(600, 6, PATIENTS, alignment(0.9))
     assert not warned
+
+
+def test_the_patients_of_training_and_validation_are_recorded(tmp_path, write_slide):
+    patients = [f"TCGA-A1-000{number}" for number in range(4)]
+    for patient in patients:
+        write_slide(tmp_path / "slides" / f"{patient}-01Z-00-DX1.tiff", 512)
+    split = {}
+    for name in ("train", "val"):
+        split[name] = TileDataset(
+            str(tmp_path / "slides"),
+            width=64,
+            height=64,
+            keep_duplicates=True,
+            split=name,
+            index_dir=str(tmp_path / "index"),
+        )
+        split[name].prepare_data()
+        split[name].setup()
+    assert len(split["train"].known_patients()) == 3
+    trainer = SimpleNamespace(datamodule=SimpleNamespace(datasets=SimpleNamespace(**split)))
+    cohort = _describe_cohort(trainer)
+    assert cohort["patients"] == sorted(
+        hashlib.sha256(patient.encode()).hexdigest()[:16] for patient in patients
+    )
+    assert cohort["patients_public"] and cohort["slides"] == 3
+    assert _describe_cohort(None) == {}
