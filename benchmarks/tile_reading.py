@@ -6,6 +6,7 @@
 - decoding: the limit. The slides' own tiles, in memory, are decoded once each, and nothing else is
   done. Left out if a slide's tiles are not decoded from its file.
 - eva: `eva.vision.datasets.MultiWsiDataset`, shuffled.
+- fastslide, tiffslide, cucim: their `read_region`, as plain, where they are installed.
 - packed: ours, from shards written by `g2l pack`.
 
 All take turns on one core. Ratios are taken within a round, because a machine's speed changes, and
@@ -16,13 +17,15 @@ Run: python benchmarks/tile_reading.py --slides DIR
 """
 
 import argparse
+import importlib.util
 import itertools
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openslide
@@ -35,21 +38,61 @@ from rich.table import Table
 
 from g2l_plugin import TileDataset, TileLoader
 from g2l_plugin.slides.pack import pack_tiles
+from g2l_plugin.slides.slide import ReadPlan
 from g2l_plugin.slides.tiff import TiffSlide
 
 BATCH_SIZE = 32
 
+Read = Callable[[tuple[int, int], ReadPlan], Any]
+"""Reads a region by its corner in pixels of level 0, and a plan."""
 
-def read_plain(dataset: TileDataset) -> Iterator[int]:
+
+def open_openslide(path: Path) -> Read:
+    slide = openslide.OpenSlide(str(path))
+    return lambda xy, plan: slide.read_region(xy, plan.level, plan.read_size)
+
+
+def open_fastslide(path: Path) -> Read:
+    from fastslide import FastSlide
+
+    slide = FastSlide.from_file_path(str(path))
+    return lambda xy, plan: slide.read_region(
+        plan.on_level(*xy), plan.level, plan.read_size
+    ).numpy()
+
+
+def open_tiffslide(path: Path) -> Read:
+    from tiffslide import TiffSlide as Slide
+
+    slide = Slide(str(path))
+    return lambda xy, plan: slide.read_region(xy, plan.level, plan.read_size, as_array=True)
+
+
+def open_cucim(path: Path) -> Read:
+    from cucim import CuImage
+
+    slide = CuImage(str(path))
+    return lambda xy, plan: np.asarray(slide.read_region(xy, plan.read_size, plan.level))
+
+
+def others() -> dict[str, Callable[[Path], Read]]:
+    """The libraries that read slides and are installed here."""
+    known = {"fastslide": open_fastslide, "tiffslide": open_tiffslide, "cucim": open_cucim}
+    return {name: opener for name, opener in known.items() if importlib.util.find_spec(name)}
+
+
+def read_plain(
+    dataset: TileDataset, open_slide: Callable[[Path], Read] = open_openslide
+) -> Iterator[int]:
     tiles = dataset.tiles
     row_by_row = np.lexsort([tiles.xy[:, 0], tiles.xy[:, 1], tiles.slide_of_tile])
-    number, slide = -1, None
+    number = -1
     for index in itertools.cycle(row_by_row.tolist()):
         slide_number, xy = tiles.slide_of_tile[index].item(), tiles.xy[index].tolist()
         if slide_number != number:
-            number, slide = slide_number, openslide.OpenSlide(str(tiles.paths[slide_number]))
+            number, read = slide_number, open_slide(tiles.paths[slide_number])
             plan = tiles.reader._plans[slide_number]
-        slide.read_region(tuple(xy), plan.level, plan.read_size)
+        read(tuple(xy), plan)
         yield 1
 
 
@@ -130,6 +173,14 @@ def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Iterato
         for name, data in datasets.items()
     }
     readers = {"plain": read_plain(dataset)}
+    for name, opener in others().items():
+        reader = read_plain(dataset, opener)
+        try:
+            next(reader)
+        except Exception as error:  # each has its own
+            print(f"{name} cannot read these slides: {error}")
+        else:
+            readers[name] = reader
     readers |= {name: read_batches(loader) for name, loader in loaders.items()}
     if (decoding := decode_alone(dataset)) is not None:
         readers["decoding"] = decoding

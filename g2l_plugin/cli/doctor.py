@@ -51,7 +51,7 @@ def _run(options: argparse.Namespace) -> int:
             # Never wrapped: commands are copied from it.
             console.print(line, soft_wrap=True)
     problems, warnings = (_number(counts[mark], mark) for mark in ("problem", "warning"))
-    then = "Mend what would stop" if counts["problem"] else "Next"
+    then = "Solve the problems, then" if counts["problem"] else "Next"
     is_path = Path(options.config).is_file()
     config = options.config if is_path else f"$(g2l config {options.config})"
     console.print(f"\n{problems}, {warnings}. {then}: eva fit --config {config}", soft_wrap=True)

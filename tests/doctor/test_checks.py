@@ -43,7 +43,7 @@ def test_wrong_settings_are_a_problem_in_one_line(use, monkeypatch, capsys):
     assert cli.main(["doctor"]) == 1
     line, _, summary = capsys.readouterr().out.splitlines()
     assert line.startswith("problem") and "BATCH_SIZE is 'many'" in line
-    assert summary.startswith("1 problem, 0 warnings. Mend what would stop: eva fit --config")
+    assert summary.startswith("1 problem, 0 warnings. Solve the problems, then: eva fit --config")
     assert cli.main(["doctor", "--config", "g2l_lnug"]) == 1
     assert "no config 'g2l_lnug'" in capsys.readouterr().out
 
