@@ -136,8 +136,9 @@ def _patients(patients: list[str] | None, listed: bool) -> str:
         return "The patients are not listed."
     others = " Others are not known." if UNKNOWN in (patients or ()) else ""
     return (
-        f"The {n_known:,} patients are listed in `patients.txt`, each as the first 16 digits of "
-        f"the SHA-256 of the name or TCGA barcode, so that a benchmark can leave them out.{others}"
+        f"`patients.txt` lists {n_known:,} patient{'s' * (n_known > 1)}, each as the first 16 "
+        "digits of the SHA-256 of the name or TCGA barcode, so that a benchmark can leave them "
+        f"out.{others}"
     )
 
 

@@ -284,9 +284,14 @@ def test_an_unfinished_run_is_published_from_its_newest_checkpoint(make_run, tmp
 @pytest.mark.parametrize(
     ("cohort", "wanted", "listed", "said"),
     [
-        ({"patients": ["0" * 16, "unknown"], "patients_public": True}, False, True, "The 1 pati"),
+        (
+            {"patients": ["0" * 16, "unknown"], "patients_public": True},
+            False,
+            True,
+            "lists 1 patient,",
+        ),
         ({"patients": ["0" * 16], "patients_public": False}, False, False, "are not listed"),
-        ({"patients": ["0" * 16], "patients_public": False}, True, True, "The 1 patients are list"),
+        ({"patients": ["0" * 16], "patients_public": False}, True, True, "lists 1 patient,"),
         ({"patients": ["unknown"], "patients_public": True}, True, False, "are not known"),
         ({}, False, False, "are not known"),
     ],
