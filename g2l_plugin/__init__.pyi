@@ -54,6 +54,7 @@ from .metrics.robustness import RobustnessIndex as RobustnessIndex
 from .metrics.pathorob_index import PublishedPathoROBIndex as PublishedPathoROBIndex
 from .metrics.performance_drop import AveragePerformanceDrop as AveragePerformanceDrop
 from .metrics.clustering_score import ClusteringScore as ClusteringScore
+from .metrics.croma import CRoMa as CRoMa
 from .metrics.plism import MatchedRobustness as MatchedRobustness
 from .metrics.knn import knn_accuracy as knn_accuracy
 from .metrics.cka import linear_cka as linear_cka

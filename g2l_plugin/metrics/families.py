@@ -6,6 +6,7 @@ import re
 
 from g2l_plugin.metrics.cka import BIASED_CKA, CKA
 from g2l_plugin.metrics.clustering_score import CLUSTERING
+from g2l_plugin.metrics.croma import CROMA
 from g2l_plugin.metrics.few_shot import FEW_SHOT
 from g2l_plugin.metrics.knn import KNN
 from g2l_plugin.metrics.metric import MetricFamily
@@ -22,6 +23,7 @@ FAMILIES = (
     CALIBRATION,
     ROBUSTNESS,
     PATHOROB,
+    CROMA,
     PUBLISHED_PATHOROB,
     PERFORMANCE_DROP,
     CLUSTERING,

@@ -63,6 +63,8 @@ _MINOR = (
     "LogisticAccuracy",
     "LogisticBalancedAccuracy",
     "LogisticBrier",
+    "CRoMaTail",
+    "CRoMaConfounded",
 )
 """Metrics that are only in report.csv."""
 
