@@ -103,7 +103,8 @@ def decode_alone(dataset: TileDataset) -> Iterator[float] | None:
         if plan.page is None:
             return None
         identity = (os.stat(path).st_ino, plan)  # links are the same slide
-        if identity in seen:
+        n_tiles = int((tiles.slide_of_tile == number).sum())
+        if identity in seen or not n_tiles:
             continue
         with TiffSlide(path) as slide:
             page = slide._page(plan.page)
@@ -114,7 +115,7 @@ def decode_alone(dataset: TileDataset) -> Iterator[float] | None:
                 columns = range(left // tile_w, -(-(left + width) // tile_w))
                 rows = range(top // tile_h, -(-(top + height) // tile_h))
                 needed |= {row * page.columns + column for row in rows for column in columns}
-            share = (tiles.slide_of_tile == number).sum() / len(needed)
+            share = n_tiles / len(needed)
             seen.add(identity)
             size = [length // plan.reduction for length in page.tile_size]
             some = np.random.default_rng(0).permutation(sorted(needed))[:2000].tolist()
