@@ -33,7 +33,7 @@ PRODUCT_SHARE = 658 / 989
 STEP_SHARE = 0.61
 """Share of that product in a step with COMPILE=true and batches of 32, measured there too."""
 
-TILES_PER_CORE = {"slides": 373, "packed": 831}
+TILES_PER_CORE = {"slides": 455, "packed": 1091}
 """Tiles/s that one core reads from slides of 0.25 µm/px: the table in docs/reading.md."""
 
 BYTES_PER_WEIGHT = 12
