@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from importlib.metadata import version
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.metrics.bootstrap import bootstrap_interval
 from g2l_plugin.metrics.embeddings import Embeddings
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricFamily, MetricResult
-from g2l_plugin.metrics.neighbour_kinds import why_uninformative
+from g2l_plugin.metrics.neighbour_kinds import own_group, why_uninformative
 
 CROMA = MetricFamily(
     key="croma",
@@ -82,8 +83,7 @@ class CRoMa(EmbeddingMetric):
 
         if reason := why_uninformative(evaluated, self.centre):
             return MetricResult({}, dict.fromkeys(self.names, reason))
-        excluded = next((name for name in self.exclude if name in evaluated.groups), None)
-        own = evaluated.names if excluded is None else evaluated.groups[excluded]
+        excluded, own = own_group(evaluated, self.exclude)
         tiles = pd.DataFrame(
             {
                 "sample_id": evaluated.names,
@@ -108,12 +108,6 @@ class CRoMa(EmbeddingMetric):
             },
             details={
                 "intervals": {"CRoMa": interval.ends()},
-                "croma": {"m": self.m, "exclude": excluded or "tile", "version": _version()},
+                "croma": {"m": self.m, "exclude": excluded or "tile", "version": version("croma")},
             },
         )
-
-
-def _version() -> str:
-    from importlib.metadata import version
-
-    return version("croma")

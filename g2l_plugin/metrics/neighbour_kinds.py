@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -69,6 +69,20 @@ def why_uninformative(tiles: Embeddings, centre: str) -> str | None:
         if len(np.unique(values)) < 2:
             return f"all tiles have the same {name}, {values[0]}"
     return None
+
+
+def own_group(tiles: Embeddings, exclude: Sequence[str]) -> tuple[str | None, np.ndarray]:
+    """What the tiles belong to whose neighbours must be from elsewhere.
+
+    Args:
+        tiles: The N tiles.
+        exclude: Names of groups; the first known one is used.
+
+    Returns:
+        Its name, and each tile's group (N,); None and the tiles' own names if none is known.
+    """
+    known = next((name for name in exclude if name in tiles.groups), None)
+    return known, tiles.names if known is None else tiles.groups[known]
 
 
 def de_jong_index(counts: np.ndarray) -> float:

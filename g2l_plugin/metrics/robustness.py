@@ -21,6 +21,7 @@ from g2l_plugin.metrics.neighbour_kinds import (
     count_kinds,
     de_jong_index,
     of_units,
+    own_group,
     pathorob_index,
     why_uninformative,
 )
@@ -115,14 +116,13 @@ class RobustnessIndex(EmbeddingMetric):
             evaluated = take(evaluated, in_domain(evaluated, self.tiles))
         if reason := why_uninformative(evaluated, self.centre):
             return MetricResult({}, dict.fromkeys(self.names, reason))
-        excluded = next((name for name in self.exclude if name in evaluated.groups), None)
+        excluded, own = own_group(evaluated, self.exclude)
         if excluded is None and self.exclude:
             logger.warning(
                 f"Robustness index: the {' or '.join(self.exclude)} of the tiles is unknown, so "
                 "tiles of the same one count as neighbours. They share a centre, which lowers the "
                 "index."
             )
-        own = evaluated.names if excluded is None else evaluated.groups[excluded]
         available = n_available(len(evaluated), (own, own))
         ks = [k for k in self.k if k <= available]
         undefined = dict.fromkeys(
