@@ -74,6 +74,7 @@ class RunState:
         self._seconds, self._since = 0.0, time.monotonic()
         self._start_estimates: dict[str, Estimate] = {}
         self._warned = False
+        self._cohort: dict[str, Any] | None = None
 
     def begin(
         self, encoders: Sequence[Encoder], view_size: int, objective: str, widths: Sequence[int]
@@ -97,6 +98,7 @@ class RunState:
         self._encoders = [record_encoder(encoder, view_size) for encoder in encoders]
         self._objective, self._widths = objective, tuple(widths)
         self._since = time.monotonic()
+        self._cohort = None
 
     def validated(
         self, step: int, n_tiles: int, patients: np.ndarray | None, alignment: Alignment
@@ -133,6 +135,8 @@ class RunState:
     def record(self, trainer: pl.Trainer) -> RunRecord:
         """The record of the run, from `begin` on."""
         student, teacher, *further = self._encoders
+        if self._cohort is None:  # once: ten million images take seconds
+            self._cohort = _describe_cohort(trainer)
         return RunRecord(
             teacher=teacher,
             student=student,
@@ -144,7 +148,7 @@ class RunState:
             tiles_seen=self.tiles_seen,
             seconds=self._seconds + time.monotonic() - self._since,
             hardware=describe_hardware(trainer.strategy.root_device, trainer.world_size),
-            cohort=_describe_cohort(trainer),
+            cohort=self._cohort,
             start=self.start,
             alignment=self.alignment,
             change=self.change,
