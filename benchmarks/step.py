@@ -6,15 +6,23 @@ Each row is H-optimus-0 in bfloat16 to Hibou-L's network under autocast, with ra
 CPU: ViT-S to ViT-Ti, which only shows that the script works). No step may wait for the device:
 PyTorch's sync debug mode turns a wait into an error. The limit is a large matrix product in
 bfloat16, which ran for some seconds. Host is the time in which the host issues a step's work: where
-it is as long as the step, the host may be what limits it. The JSON is written after each row.
+it is as long as the step, the host may be what limits it.
+
+Each row is a process. Those of a group compile and warm up at once, as far as memory allows, and
+are then measured one after another while the others wait. The JSON is written after each row.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import subprocess
+import sys
+import tempfile
 import time
 import types
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +41,34 @@ from g2l_plugin.encoders.encoder import Provenance
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.slides.batch import TileBatch
 
-ROWS: dict[str, dict[str, Any]] = {
-    "eager, 32": {"batch": 32, "steps": 20},
-    "eager, 64": {"batch": 64, "steps": 10},
-    "eager, 128": {"batch": 128, "steps": 8},
-    "eager, 128 in micro-batches of 32": {"batch": 128, "micro": 32, "steps": 5},
-    "blocks compiled, 32": {"batch": 32, "compile": "blocks", "steps": 20},
-    "blocks compiled, 128": {"batch": 128, "compile": "blocks", "steps": 8},
-    "COMPILE=true, 32": {"batch": 32, "compile": "encoders", "steps": 10},
-}
+GROUPS: list[dict[str, dict[str, Any]]] = [
+    {
+        "eager, 32": {"batch": 32, "steps": 20},
+        "blocks compiled, 32": {"batch": 32, "compile": "blocks", "steps": 20},
+        "COMPILE=true, 32": {"batch": 32, "compile": "encoders", "steps": 20},
+    },
+    {
+        "COMPILE=true, 32, teacher in fp8": {
+            "batch": 32,
+            "compile": "encoders",
+            "fp8": True,
+            "steps": 20,
+        },
+        "COMPILE=true, 128 in micro-batches of 32": {
+            "batch": 128,
+            "micro": 32,
+            "compile": "encoders",
+            "steps": 5,
+        },
+        "eager, 128 in micro-batches of 32": {"batch": 128, "micro": 32, "steps": 5},
+    },
+    {"COMPILE=true, 128": {"batch": 128, "compile": "encoders", "steps": 8}},
+    {"eager, 128": {"batch": 128, "steps": 8}},
+]
+"""What fits together into the 80 GB of a device. fp8 needs torchao."""
+
 _WARM_UP = 4
+_READY = "ready"
 _PRODUCT_SIDE, _PRODUCTS = 8192, 2000
 
 
@@ -112,11 +138,18 @@ class Bench:
         return 2 * _PRODUCT_SIDE**3 * _PRODUCTS / (time.perf_counter() - began)
 
     def measure(
-        self, batch: int, steps: int, micro: int | None = None, compile: str | None = None
+        self,
+        batch: int,
+        steps: int,
+        micro: int | None = None,
+        compile: str | None = None,
+        fp8: bool = False,
     ) -> dict[str, float]:
-        """Measures one row."""
+        """Measures one row, once the parent says that it is its turn."""
         torch.manual_seed(0)
         module = self.module(micro)
+        if fp8:
+            quantize(module.teacher)
         for encoder in (module.student, *module.teachers.encoders) if compile else ():
             for part in encoder.model.blocks if compile == "blocks" else [encoder]:
                 part.compile()
@@ -130,7 +163,9 @@ class Bench:
         for step in range(_WARM_UP + steps):
             if step == _WARM_UP:
                 self.synchronize()
-                warm_up, since = time.perf_counter() - began, time.perf_counter()
+                warm_up = time.perf_counter() - began
+                wait_for_turn()
+                since = time.perf_counter()
                 if self.on_cuda:
                     torch.cuda.set_sync_debug_mode("error")
             issued = time.perf_counter()
@@ -167,10 +202,56 @@ class Bench:
             found = {"autocast": teacher(images)}
         teacher.model.to(torch.bfloat16)
         found["bfloat16 throughout"] = teacher(images)
+        if self.on_cuda and importlib.util.find_spec("torchao"):
+            quantize(teacher)
+            found["fp8"] = teacher(images)
         return {
             name: functional.cosine_similarity(full, embeddings.float()).mean().item()
             for name, embeddings in found.items()
         }
+
+
+def quantize(encoder: Encoder) -> None:
+    """Computes linear layers in fp8: weights and activations, a scale for each row."""
+    from torchao.quantization import (
+        Float8DynamicActivationFloat8WeightConfig,
+        PerRow,
+        quantize_,
+    )
+
+    config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
+    quantize_(encoder.model, config, lambda part, _: isinstance(part, nn.Linear))
+
+
+def wait_for_turn() -> None:
+    """Tells the parent that this row has warmed up, and waits until it may be measured."""
+    print(_READY, flush=True)
+    sys.stdin.readline()
+
+
+def measure_row(name: str, path: Path) -> None:
+    """Measures a row in this process, and writes what was found."""
+    bench = Bench()
+    row = next(group[name] for group in GROUPS if name in group)
+    if not bench.on_cuda:
+        row = {**row, "batch": 4, "steps": 1, "fp8": False}
+    path.write_text(json.dumps(bench.measure(**row)))
+
+
+def measure_group(names: list[str], folder: Path) -> Iterator[tuple[str, dict[str, float] | None]]:
+    """Starts rows at once and measures them one after another; None for one that failed."""
+    ways = {}
+    for name in names:
+        path = folder / f"{name}.json"
+        command = [sys.executable, __file__, "--json", str(path), "--row", name]
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+        ways[name] = path, subprocess.Popen(command, **pipes)
+    for _, process in ways.values():
+        while (line := process.stdout.readline()) and line.strip() != _READY:
+            pass
+    for name, (path, process) in ways.items():
+        process.communicate("\n")
+        yield name, json.loads(path.read_text()) if process.returncode == 0 else None
 
 
 def main() -> None:
@@ -179,35 +260,40 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--json", type=Path, required=True, help="file to write the results to")
-    parser.add_argument("--rows", nargs="*", default=list(ROWS), help="rows to measure")
+    names = [name for group in GROUPS for name in group]
+    parser.add_argument("--rows", nargs="*", default=names, choices=names, help="rows to measure")
+    parser.add_argument("--row", help=argparse.SUPPRESS)  # of a process that measures one
     options = parser.parse_args()
+    if options.row:
+        return measure_row(options.row, options.json)
     bench = Bench()
     device = torch.cuda.get_device_name() if bench.on_cuda else "CPU"
     results: dict[str, Any] = {"device": device, "torch": torch.__version__, "rows": {}}
     results["limit_flops_per_second"] = limit = bench.limit()
+    results["teacher_cosine_to_float32"] = bench.teacher_precision(64 if bench.on_cuda else 4)
+    if bench.on_cuda:
+        torch.cuda.empty_cache()
     table = Table(title=device)
     for column in ("batch", "tiles/s", "of limit", "ms", "host ms", "GB", "first steps, s"):
         table.add_column(column, justify="left" if column == "batch" else "right")
-    for name in options.rows:
-        row = ROWS[name] if bench.on_cuda else ROWS[name] | {"batch": 4, "steps": 1}
-        try:
-            found = bench.measure(**row)
-        except torch.OutOfMemoryError:
-            table.add_row(name, "out of memory")
-            continue
-        results["rows"][name] = found
-        options.json.write_text(json.dumps(results, indent=2) + "\n")
-        table.add_row(
-            name,
-            f"{found['tiles_per_second']:.0f}",
-            f"{found['flops_per_second'] / limit:.2f}" if limit else "",
-            f"{found['step_ms']:.0f}",
-            f"{found['host_ms']:.0f}",
-            f"{found.get('peak_memory_bytes', 0) / 1e9:.1f}",
-            f"{found['warm_up_seconds']:.0f}",
-        )
-    results["teacher_cosine_to_float32"] = bench.teacher_precision(64 if bench.on_cuda else 4)
-    options.json.write_text(json.dumps(results, indent=2) + "\n")
+    with tempfile.TemporaryDirectory() as folder:
+        for group in GROUPS:
+            chosen = [name for name in group if name in options.rows]
+            for name, found in measure_group(chosen, Path(folder)):
+                if found is None:
+                    table.add_row(name, "failed")
+                    continue
+                results["rows"][name] = found
+                options.json.write_text(json.dumps(results, indent=2) + "\n")
+                table.add_row(
+                    name,
+                    f"{found['tiles_per_second']:.0f}",
+                    f"{found['flops_per_second'] / limit:.2f}" if limit else "",
+                    f"{found['step_ms']:.0f}",
+                    f"{found['host_ms']:.0f}",
+                    f"{found.get('peak_memory_bytes', 0) / 1e9:.1f}",
+                    f"{found['warm_up_seconds']:.0f}",
+                )
     Console().print(table)
     print("Teacher, cosine to float32:", results["teacher_cosine_to_float32"])
 

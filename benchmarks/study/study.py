@@ -195,7 +195,7 @@ def compose(
         part[last] = value
     callbacks = config["trainer"]["init_args"]["callbacks"]
     callbacks[:0] = row.get("callbacks", [])
-    if not on_demo:
+    if options.accelerator == "cpu" and not on_demo:
         callbacks.insert(0, {"class_path": "ideas.ChannelsLast"})
     if not on_demo:
         callbacks.append(_evaluation(options))

@@ -12,7 +12,6 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from torch import nn, optim
 from torch.optim import lr_scheduler
-from torch.utils.checkpoint import checkpoint as recompute
 from typing_extensions import override
 
 from g2l_plugin import upstream
@@ -21,6 +20,7 @@ from g2l_plugin.distillation.beyond.rotation import RotationObjective
 from g2l_plugin.distillation.beyond.stain import StainJitter
 from g2l_plugin.distillation.losses import DistillationLoss, LogSumLoss
 from g2l_plugin.distillation.objective import CombinedObjective, shares
+from g2l_plugin.distillation.running.micro_batches import in_micro_batches
 from g2l_plugin.distillation.running.run_module import RunModule, check_optimizer
 from g2l_plugin.distillation.running.run_state import tile_dataset
 from g2l_plugin.distillation.running.teacher_caches import TeacherCaches
@@ -258,10 +258,13 @@ class DistillationModule(RunModule):
         batch = TileBatch.of(batch)
         views = center_view(batch.tiles, self.view.size)  # (B, 3, H, W)
         place = (dataloader_idx, batch_idx)
-        if place not in self._validation_teachers:
-            self._validation_teachers[place] = self.teachers(views, self.micro_batch_size)
-        teachers = self._validation_teachers[place]  # (B, D_t) per teacher
-        (student,) = self._embed_with_student(views)  # (B, D_s)
+        with torch.compiler.set_stance(
+            "force_eager"
+        ):  # few graphs are kept; these have other sizes
+            if place not in self._validation_teachers:
+                self._validation_teachers[place] = self.teachers(views, self.micro_batch_size)
+            teachers = self._validation_teachers[place]  # (B, D_t) per teacher
+            (student,) = self._embed_with_student(views)  # (B, D_s)
         self._validation.append((batch.numbers, student, teachers))
         return None
 
@@ -349,8 +352,9 @@ class DistillationModule(RunModule):
         teachers = []
         for batch in self.some_batches(_FITTED_TILES, "Fitting the rotation"):
             views = self._make_views(batch)  # (B, 3, H, W)
-            teachers.append(self._embed_with_teachers(views, batch))  # (B, D_t) per teacher
-            students.extend(self._embed_with_student(views))  # (B, D_s)
+            with torch.compiler.set_stance("force_eager"):
+                teachers.append(self._embed_with_teachers(views, batch))  # (B, D_t) per teacher
+                students.extend(self._embed_with_student(views))  # (B, D_s)
         objective.fit(
             self.gather_rows(torch.cat(students)),
             [self.gather_rows(torch.cat(parts)) for parts in zip(*teachers, strict=True)],
@@ -393,9 +397,4 @@ class DistillationModule(RunModule):
         def embed(part: torch.Tensor) -> tuple[torch.Tensor, ...]:
             return self.student(part, True) if with_grid else (self.student(part),)
 
-        parts = views.split(self.micro_batch_size or len(views))
-        if len(parts) == 1 or not torch.is_grad_enabled():
-            results = [embed(part) for part in parts]
-        else:
-            results = [recompute(embed, part, use_reentrant=False) for part in parts]
-        return [torch.cat(part) for part in zip(*results, strict=True)]
+        return in_micro_batches(embed, views, self.micro_batch_size)

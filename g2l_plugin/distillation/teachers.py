@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from typing_extensions import override
 
+from g2l_plugin.distillation.running.micro_batches import in_micro_batches
 from g2l_plugin.encoders.encoder import EmbeddingAndGrid, Encoder
 from g2l_plugin.encoders.load import EncoderSource
 
@@ -82,7 +83,9 @@ def _in_parts(
     half = next(encoder.parameters()).dtype != torch.float32
     mixed = torch.is_autocast_enabled(images.device.type) and not half
     with torch.inference_mode(), torch.autocast(images.device.type, enabled=mixed):
-        parts = images.split(micro_batch_size or len(images))
-        results = [encoder(part, True) if with_grid else (encoder(part),) for part in parts]
-        joined = [torch.cat(part) for part in zip(*results, strict=True)]
+        joined = in_micro_batches(
+            lambda part: encoder(part, True) if with_grid else (encoder(part),),
+            images,
+            micro_batch_size,
+        )
     return [part.clone() for part in joined]  # autograd may not keep an inference tensor

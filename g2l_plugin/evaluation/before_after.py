@@ -151,11 +151,12 @@ class DistillationEvaluation(RunCallback):
         folder = Path(str(trainer.log_dir))  # synchronises devices: all must call it
         if not trainer.is_global_zero:
             return
-        student, step = pl_module.student, trainer.global_step
+        student, step = copy.deepcopy(pl_module.student), trainer.global_step
         if (best := student_checkpoint(folder)).name == BEST:  # what is published
             checkpoint = read_checkpoint(best)
-            student, step = copy.deepcopy(student), checkpoint["global_step"]
+            step = checkpoint["global_step"]
             student.model.load_state_dict(student_weights(checkpoint))
+        student.to(trainer.strategy.root_device)  # Lightning has moved the module to the CPU
         self._evaluate("student after", student, pl_module.view.size, folder)
         report = {
             "task": self.task,
@@ -167,6 +168,10 @@ class DistillationEvaluation(RunCallback):
         write_text(folder / EVALUATION, json.dumps(report, indent=2) + "\n")
 
     def _evaluate(self, name: str, encoder: Encoder, view_size: int, folder: Path) -> None:
+        with torch.compiler.set_stance("force_eager"):  # as published, and in batches of any size
+            self._evaluate_as_it_is(name, encoder, view_size, folder)
+
+    def _evaluate_as_it_is(self, name: str, encoder: Encoder, view_size: int, folder: Path) -> None:
         train, test = (
             embed_tiles(
                 encoder,

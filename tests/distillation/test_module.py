@@ -233,6 +233,28 @@ def test_micro_batches_give_the_gradient_of_the_whole_batch(make_module):
             torch.testing.assert_close(parameter.grad, gradients[name], msg=name)
 
 
+def test_micro_batches_sum_their_gradients_in_full_precision(make_module):
+    images = torch.rand(64, 3, 32, 32)
+
+    def gradient(half, **options):
+        torch.manual_seed(0)
+        module = make_module(**options)
+        module.configure_model()
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            student, _ = embed(module.eval(), images)
+            loss = (student.float() * target).sum()
+        loss.backward()
+        return torch.cat([p.grad.flatten() for p in module.student.parameters()])
+
+    target = torch.randn(64, 32, generator=torch.Generator().manual_seed(0))
+    exact = gradient(False)
+    whole, parts = (
+        ((gradient(True, **options) - exact).norm() / exact.norm()).item()
+        for options in ({}, {"micro_batch_size": 1})
+    )
+    assert parts < 1.2 * whole
+
+
 def test_a_micro_batch_holds_a_tile(make_module):
     with pytest.raises(UserError, match="`micro_batch_size` is 0"):
         make_module(micro_batch_size=0)

@@ -702,6 +702,25 @@ def test_the_student_before_is_that_of_the_start_in_a_run_that_goes_on(make_run,
     assert start.read_bytes() == before
 
 
+def test_a_student_is_evaluated_on_the_device_that_trained_it(make_run):
+    class Elsewhere(Callback):
+        def on_fit_end(self, trainer, *args):
+            trainer.strategy._root_device = torch.device("meta")
+
+    class Evaluation(DistillationEvaluation):
+        def _evaluate(self, name, encoder, *args):
+            devices[name] = encoder.mean.device.type
+            self._size = {"n_tiles": 16, "n_units": 1}
+
+    devices = {}
+    trainer, module, data = make_run(
+        max_steps=1, callbacks=[Elsewhere(), Evaluation(Tiles(), Tiles())]
+    )
+    trainer.fit(module, datamodule=data)
+    # Lightning moves a module to the CPU when its training ends.
+    assert devices == {"teacher": "cpu", "student before": "cpu", "student after": "meta"}
+
+
 def test_compiled_encoders_are_published_as_any(make_run, tmp_path):
     def train(**model):
         trainer, module, data = make_run(max_steps=2, model=model)
@@ -715,6 +734,20 @@ def test_compiled_encoders_are_published_as_any(make_run, tmp_path):
     for encoder in (compiled.student, compiled.teacher):
         assert encoder._compiled_call_impl is not None
     assert plain.student._compiled_call_impl is None
+
+
+def test_a_run_compiles_each_encoder_once_whatever_else_it_embeds(make_run, tmp_path):
+    graphs = []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph
+
+    torch.compiler.reset()
+    trainer, module, data = make_run(max_steps=2, model={"compile": True})
+    with torch.compiler.set_stance(force_backend=backend):
+        trainer.fit(module, datamodule=data)
+    assert len(graphs) == 2  # a validation of other sizes, without a gradient, made none
 
 
 class Waits(TorchDispatchMode):
