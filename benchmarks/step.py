@@ -46,24 +46,26 @@ GROUPS: list[dict[str, dict[str, Any]]] = [
         "eager, 32": {"batch": 32, "steps": 20},
         "blocks compiled, 32": {"batch": 32, "compile": "blocks", "steps": 20},
         "COMPILE=true, 32": {"batch": 32, "compile": "encoders", "steps": 20},
-    },
-    {
         "COMPILE=true, 32, teacher in fp8": {
             "batch": 32,
             "compile": "encoders",
             "fp8": True,
             "steps": 20,
         },
+    },
+    {
+        "COMPILE=true, 128": {"batch": 128, "compile": "encoders", "steps": 8},
         "COMPILE=true, 128 in micro-batches of 32": {
             "batch": 128,
             "micro": 32,
             "compile": "encoders",
             "steps": 5,
         },
+    },
+    {
+        "eager, 128": {"batch": 128, "steps": 8},
         "eager, 128 in micro-batches of 32": {"batch": 128, "micro": 32, "steps": 5},
     },
-    {"COMPILE=true, 128": {"batch": 128, "compile": "encoders", "steps": 8}},
-    {"eager, 128": {"batch": 128, "steps": 8}},
 ]
 """What fits together into the 80 GB of a device. fp8 needs torchao."""
 

@@ -79,5 +79,5 @@ class LearnedRotation(g2l_plugin.DistillationModule):
             if rotation.shape[0] > rotation.shape[1]
             else rotation @ rotation.T
         )
-        penalty = (gram - torch.eye(len(gram))).square().sum() / len(gram)
+        penalty = (gram - torch.eye(len(gram), device=gram.device)).square().sum() / len(gram)
         return output | {"loss": output["loss"] + penalty}
