@@ -43,6 +43,7 @@ from .embedding.embed_slides import embed_slides as embed_slides
 # Evaluate.
 from .evaluation.writer import EmbeddingsWriter as EmbeddingsWriter
 from .evaluation.embedding_files import EmbeddingsInMemory as EmbeddingsInMemory
+from .evaluation.expression_embeddings import ExpressionEmbeddings as ExpressionEmbeddings
 from .evaluation.embedding_metrics import EmbeddingMetrics as EmbeddingMetrics
 from .evaluation.before_after import DistillationEvaluation as DistillationEvaluation
 from .metrics.embeddings import Embeddings as Embeddings
@@ -56,6 +57,8 @@ from .metrics.performance_drop import AveragePerformanceDrop as AveragePerforman
 from .metrics.clustering_score import ClusteringScore as ClusteringScore
 from .metrics.croma import CRoMa as CRoMa
 from .metrics.plism import MatchedRobustness as MatchedRobustness
+from .metrics.gene_expression import GeneExpression as GeneExpression
+from .metrics.gene_expression import MeanPearson as MeanPearson
 from .metrics.knn import knn_accuracy as knn_accuracy
 from .metrics.cka import linear_cka as linear_cka
 from .datasets.manifest import ManifestTiles as ManifestTiles

@@ -56,6 +56,9 @@ class Task:
         target_mpp: Microns per pixel of a slide's tiles.
         from_manifest: Whether classes, outputs and metrics follow from the manifest, when eva reads
             the config (`g2l_plugin.datasets.manifest_task`).
+        n_genes: Number of genes, if the task is to predict their expression: eva's head is a linear
+            regression; 0 for classes.
+        genes: Path of the table of expression.
     """
 
     title: str
@@ -85,6 +88,8 @@ class Task:
     n_patches: int = 1000
     target_mpp: float = 0.5
     from_manifest: bool = False
+    n_genes: int = 0
+    genes: str = ""
 
 
 def _root(folder: str) -> str:
@@ -149,6 +154,25 @@ def _performance_drop(dataset: str) -> tuple[str, tuple[str, ...]]:
 def _clustering_score(tiles: str) -> tuple[str, tuple[str, ...]]:
     arguments = (f"tiles: {tiles}", "n_trials: ${oc.env:CLUSTERING_TRIALS, 50}")
     return "g2l_plugin.ClusteringScore", arguments
+
+
+def _hest(name: str, cancer: str) -> Task:
+    """A task of HEST-Benchmark."""
+    folder = f"hest_{name.lower()}"
+    return _manifest_tiles(
+        folder,
+        title=f"HEST-Benchmark, {name}: expression of 50 genes in {cancer}",
+        about=(
+            *_prepare(f"hest DOWNLOAD/{name} --output data/{folder}"),
+            "The benchmark's values are GenePearson. eva's head is a linear regression of the",
+            "genes, on the first fold only.",
+        ),
+        classes=("spot",),
+        splits=_TRAIN_VAL,
+        metadata_keys=("slide", "fold"),
+        n_genes=50,
+        genes=f"${{oc.env:DATA_ROOT, data/{folder}}}/genes.parquet",
+    )
 
 
 _DOWNLOAD = "download: ${oc.env:DOWNLOAD_DATA, false}"
@@ -321,6 +345,8 @@ TASKS = {
         groups={"patient": r"(TCGA-\w{2}-\w{4})", "centre": r"TCGA-(\w{2})-"},
         binary=True,
     ),
+    "hest_idc": _hest("IDC", "breast cancer"),
+    "hest_prad": _hest("PRAD", "prostate cancer"),
     "aggc22": _manifest_tiles(
         "aggc22",
         title="AGGC22: Gleason patterns, normal glands and stroma, on several scanners",

@@ -25,8 +25,9 @@ GROUPS = {
         "tils",
         "idc",
         "tp53",
+        "hest_idc",
     ),
-    "prostate": ("gleason_arvaniti", "panda", "aggc22", "chimera"),
+    "prostate": ("gleason_arvaniti", "panda", "aggc22", "chimera", "hest_prad"),
     "colorectal": ("crc", "mhist", "unitopatho"),
     "robustness": (
         "tiger",

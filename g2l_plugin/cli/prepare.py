@@ -26,6 +26,7 @@ _TASKS = {
     "tiger": "TIGER, cuts tiles: wsirois of https://tiger.grand-challenge.org/Data.",
     "plism": "PLISM, tiles: https://huggingface.co/datasets/owkin/plism-dataset-tiles.",
     "pathorob": "PathoROB, tiles: a dataset of https://huggingface.co/bifold-pathomics.",
+    "hest": "HEST, tiles and genes: a task of https://huggingface.co/datasets/MahmoodLab/hest-bench.",
 }
 """The tasks, by their modules in g2l_plugin.datasets."""
 
@@ -50,7 +51,7 @@ def _add_options(task: argparse.ArgumentParser, name: str) -> None:
     add("--output", type=Path, required=True, help="folder for the manifest, and for cut tiles")
     if name == "tils":
         add("--cancer", default="brca", help="TCGA's abbreviation of the cancer, or all")
-    else:
+    elif name != "hest":  # its folds are published
         add("--seed", type=int, default=0, help="seed of splits that are drawn")
     if name == "tp53":
         add("--mutations", type=Path, required=True, help="MAF of all genes, or folder of MAFs")

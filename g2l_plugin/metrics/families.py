@@ -8,6 +8,7 @@ from g2l_plugin.metrics.cka import BIASED_CKA, CKA
 from g2l_plugin.metrics.clustering_score import CLUSTERING
 from g2l_plugin.metrics.croma import CROMA
 from g2l_plugin.metrics.few_shot import FEW_SHOT
+from g2l_plugin.metrics.gene_expression import EXPRESSION
 from g2l_plugin.metrics.knn import KNN
 from g2l_plugin.metrics.metric import MetricFamily
 from g2l_plugin.metrics.pathorob_index import PUBLISHED_PATHOROB
@@ -21,6 +22,7 @@ FAMILIES = (
     LOGISTIC,
     FEW_SHOT,
     CALIBRATION,
+    EXPRESSION,
     ROBUSTNESS,
     PATHOROB,
     CROMA,

@@ -40,6 +40,8 @@ _TASK_TITLES = {
     "crc": "CRC",
     "g2ldemo": "demo cohort",
     "gleasonarvaniti": "Gleason (Arvaniti)",
+    "hestidc": "HEST IDC",
+    "hestprad": "HEST PRAD",
     "idc": "IDC",
     "mhist": "MHIST",
     "monusac": "MoNuSAC",

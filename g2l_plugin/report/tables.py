@@ -22,6 +22,7 @@ ITSELF = 1 - 1e-6
 _MARKS = "†‡§¶‖#"
 _HEAD_DETAILS = {
     "BinaryBalancedAccuracy": "balanced accuracy",
+    "MeanPearson": "mean correlation of genes",
     "MonaiDiceScore": "Dice",
     "MulticlassAccuracy": "balanced accuracy",
 }

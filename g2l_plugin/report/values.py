@@ -55,7 +55,12 @@ HEAD = MetricFamily(
 REPORT_FAMILIES = (HEAD, *FAMILIES)
 """Families in the order of their tables; those of other metrics come after them."""
 
-_HEAD_METRICS = ("MulticlassAccuracy", "BinaryBalancedAccuracy", "MonaiDiceScore")
+_HEAD_METRICS = (
+    "MulticlassAccuracy",
+    "BinaryBalancedAccuracy",
+    "MonaiDiceScore",
+    "MeanPearson",
+)
 """Candidates for the metric of eva's head if its config is missing."""
 
 _MINOR = (
@@ -65,17 +70,20 @@ _MINOR = (
     "LogisticBrier",
     "CRoMaTail",
     "CRoMaConfounded",
+    "GenePearsonStd",
 )
-"""Metrics that are only in report.csv."""
+"""Metrics that are only in report.csv, by the part of their name before a slash."""
 
 _PUBLISHED_FILES = (
     ("g2l_plugin.publishing", "published.csv"),
     ("g2l_plugin.report", "paper.csv"),
     ("g2l_plugin.report", "leaderboard.csv"),
+    ("g2l_plugin.report", "hest.csv"),
 )
 _PUBLISHED_METRICS = {
     "balanced accuracy": ("MulticlassAccuracy", "BinaryBalancedAccuracy"),
     "Dice": ("MonaiDiceScore",),
+    "gene expression": ("GenePearson/pca_ridge",),
     "kNN accuracy": ("KNNAccuracy",),
     "linear CKA": ("LinearCKA",),
     "linear probe AUC": ("LogisticAUROC",),
@@ -146,9 +154,9 @@ def _pool(sessions: list[Session], split: str) -> Iterator[dict[str, Any]]:
 
 def _table_family(metric: str) -> MetricFamily | None:
     """The family whose table shows a metric that is not of eva's head; None if no table does."""
-    if metric in _MINOR:
-        return None
     name = metric.partition("/")[0]
+    if name in _MINOR:
+        return None
     return family_of(metric) or MetricFamily(
         key=name,
         title=name,

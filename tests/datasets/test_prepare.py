@@ -60,7 +60,9 @@ def test_the_help_of_every_task_names_its_source(capsys):
         assert re.search(r"https?://", capsys.readouterr().out)
 
 
-@pytest.mark.parametrize("task", ["tils", "idc", "aggc22", "chimera", "tiger", "pathorob", "plism"])
+@pytest.mark.parametrize(
+    "task", ["tils", "idc", "aggc22", "chimera", "tiger", "pathorob", "plism", "hest"]
+)
 def test_an_empty_folder_is_a_one_line_error(task, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     arguments = ["prepare", task, str(tmp_path / "empty"), "--output", str(tmp_path / "out")]
