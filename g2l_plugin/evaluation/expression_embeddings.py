@@ -33,7 +33,7 @@ class ExpressionEmbeddings(EmbeddingsInMemory):
         super().setup()
         assert self._split is not None
         names = read_embeddings(self._root, self._split).names
-        self._expression = torch.from_numpy(read_genes(self._genes, names)[0])
+        self._expression = torch.from_numpy(read_genes(self._genes, names)[0]).float()
 
     @override
     def load_target(self, index: int) -> torch.Tensor:

@@ -54,7 +54,8 @@ class GeneExpression(EmbeddingMetric):
       components, both fitted on the fold's training tiles.
     - `ridge`, that of the paper's Table A13: on the embeddings as they are.
 
-    The penalty is 100 / (features x genes), without intercept, by LSQR in single precision.
+    The penalty is 100 / (features x genes), without intercept. The solver is LSQR, which stops at a
+    tolerance of 1e-4: numbers of the same embeddings in another order may differ by 1e-4.
 
     A gene has no correlation in a fold if all its test tiles have one value, or no training tile
     has any. It is left out of the mean of that fold, with a warning, and of the details; HEST's
@@ -146,9 +147,11 @@ class GeneExpression(EmbeddingMetric):
                     f"{len(x):,} training tiles with {x.shape[1]:,} features have no "
                     f"{self.n_components} principal components"
                 )
-            pca = PCA(self.n_components, random_state=_SEED)
-            reduce = make_pipeline(StandardScaler(), pca).fit(x)
-            x, x_test = reduce.transform(x), reduce.transform(x_test)
+            reduce = make_pipeline(StandardScaler(), PCA(self.n_components, random_state=_SEED))
+            # Not `fit`, then `transform`: where PCA is by random projections, they differ a little.
+            # In double precision as in HEST's code, whose tensors scikit-learn reads so.
+            x = reduce.fit_transform(x).astype(np.float64)
+            x_test = reduce.transform(x_test).astype(np.float64)
         ridge = Ridge(
             alpha=100 / (x.shape[1] * expression.shape[1]),
             fit_intercept=False,
@@ -156,7 +159,7 @@ class GeneExpression(EmbeddingMetric):
             solver="lsqr",
         )
         predicted = ridge.fit(x, expression[~test]).predict(x_test).astype(np.float64)
-        measured = expression[test].astype(np.float64)
+        measured = expression[test]
         varies = (np.ptp(measured, axis=0) > 0) & expression[~test].any(axis=0)
         if (np.ptp(predicted, axis=0) <= _ROUNDING * np.abs(predicted).max(axis=0))[varies].any():
             raise UserError("a gene is predicted alike for all tiles: their embeddings are alike")

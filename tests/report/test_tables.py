@@ -183,6 +183,8 @@ def test_published_values_are_found_for_the_tasks_and_metrics_of_a_report(write_
     write_session("2", task="idc", values={"KNNAccuracy": 0.9, "LogisticAUROC": 0.97})
     write_session("3", task="breakhis_100X", values={"LinearCKA": 0.9})
     write_session("4", task="tiger", values={"RobustnessIndex/k=20": 1.9})
+    write_session("5", task="hest_prad", split="val", values={"GenePearson/pca_ridge": 0.3})
+    write_session("6", task="hest_idc", split="val", values={"GenePearson/ridge": 0.3})
     found = published_values(values_of(tmp_path))
     assert found["published"].all() and found["source"].str.len().all()
 
@@ -195,7 +197,10 @@ def test_published_values_are_found_for_the_tasks_and_metrics_of_a_report(write_
     assert value("Hibou-L", "IDC", "LogisticAUROC") == 0.9488
     assert value("G2L (the paper's)", "BreakHis 100x", "LinearCKA") == 0.9686
     assert value("UNI2-h", "TIGER", "RobustnessIndex/k=20") == 1.8548
+    assert value("H-optimus-0", "HEST PRAD", "GenePearson/pca_ridge") == 0.3848
     assert found.query("task == 'BACH' and metric == 'KNNAccuracy'").empty
+    # The leaderboard's protocol is another.
+    assert found.query("task == 'HEST IDC'").empty
 
 
 def test_published_values_match_the_split(write_session, tmp_path):
