@@ -174,8 +174,17 @@ def _write_tiles(sample: _Sample, barcodes: list[str], output: Path) -> list[str
     with h5py.File(sample.patches) as file:
         for number, path in enumerate(tqdm(paths, f"Writing tiles of {sample.name}", unit="tile")):
             if not (output / path).is_file():
+                image = _read_tile(file["img"], number, sample.patches)
                 with new_file(output / path) as partial:
                     # Fast rather than small: the tiles are read once.
-                    pixels = Image.fromarray(file["img"][number])
-                    pixels.save(partial, format="png", compress_level=1)
+                    image.save(partial, format="png", compress_level=1)
     return paths
+
+
+def _read_tile(images: h5py.Dataset, number: int, path: Path) -> Image.Image:
+    try:
+        return Image.fromarray(images[number])
+    except OSError as error:
+        raise UserError(
+            f"Tile {number:,} of {path} cannot be read ({in_one_line(error)}). Download it again."
+        ) from error

@@ -55,7 +55,7 @@ class GeneExpression(EmbeddingMetric):
     - `ridge`, that of the paper's Table A13: on the embeddings as they are.
 
     The penalty is 100 / (features x genes), without intercept. The solver is LSQR, which stops at a
-    tolerance of 1e-4: numbers of the same embeddings in another order may differ by 1e-4.
+    tolerance of 1e-4: the same embeddings in another order give values that differ by some 1e-5.
 
     A gene has no correlation in a fold if all its test tiles have one value, or no training tile
     has any. It is left out of the mean of that fold, with a warning, and of the details; HEST's
