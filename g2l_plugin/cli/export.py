@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 from g2l_plugin.cli.command import Commands, add_command
 
 if TYPE_CHECKING:
+    import torch
+
+    from g2l_plugin.publishing.export.precision import ExampleTiles
     from g2l_plugin.publishing.export.torchscript import Fit
 
 _EPILOG = """\
@@ -23,7 +26,10 @@ examples:
   g2l export org/breast_vitl14 --for trident --output trident
   g2l export breast_vitl14 --for wsinfer --output tumour --embeddings data/embeddings/bach \\
       --classes normal,tumour
+  g2l export breast_vitl14 --for onnx --output int8 --precision int8 --tiles data/tiles
 """
+_N_TILES = 64
+"""Tiles that a lower precision is compared with float32 on."""
 
 
 def add_parser(commands: Commands) -> None:
@@ -39,6 +45,13 @@ def add_parser(commands: Commands) -> None:
     add("--for", dest="tool", required=True, metavar="TOOL", help="the tool, see below")
     add("--output", type=Path, required=True, metavar="DIR", help="folder to write")
     add("--mpp", type=float, help="um per pixel of its tiles; from its training if not given")
+    add = parser.add_argument_group("a lower precision").add_argument
+    add(
+        "--precision",
+        default="float32",
+        help="or float16, int8 (onnx), float16, bfloat16 (torchscript); what it costs is said",
+    )
+    add("--tiles", metavar="DIR", help="images to measure that on; the demo's tiles if not given")
     add = parser.add_argument_group("a linear probe, for wsinfer").add_argument
     add("--embeddings", type=Path, metavar="DIR", help="embeddings that eva wrote, with labels")
     add("--classes", metavar="A,B,...", help="names of the classes, from class 0")
@@ -52,12 +65,16 @@ def _run(options: argparse.Namespace) -> None:
 
     if options.classes and options.embeddings is None:
         raise UserError("--classes names the classes of --embeddings DIR: give that too.")
+    if options.tiles and options.precision == "float32":
+        raise UserError("--tiles measures what a --precision below float32 costs: give that too.")
     export = export_for(
         find_source(options.student),
         options.tool,
         options.output,
         mpp=options.mpp,
         fit=_fit(options) if options.embeddings else None,
+        precision=options.precision,
+        tiles=_tiles(options.tiles),
     )
     for note in export.notes:
         print(f"Note: {note}", file=sys.stderr)
@@ -76,3 +93,37 @@ def _fit(options: argparse.Namespace) -> Fit:
     return lambda student, encoder: fit_classifier(
         student, encoder, train, read_model(options.embeddings), classes
     )
+
+
+def _tiles(source: str | None) -> ExampleTiles:
+    """The user's images, or tiles of a small generated cohort."""
+    import torch
+
+    from g2l_plugin.evaluation.invariance import fit_tile
+    from g2l_plugin.publishing.export.precision import ExampleTiles
+    from g2l_plugin.slides.image_set import find_images
+    from g2l_plugin.slides.image_source import WholeImages
+
+    if source is None:
+        return ExampleTiles(_demo_tiles, "the demo cohort")
+    images = WholeImages(find_images(source))
+    n = min(_N_TILES, len(images))
+    numbers = [place * len(images) // n for place in range(n)]
+    return ExampleTiles(
+        lambda size: torch.stack([fit_tile(images[number], size) for number in numbers]),
+        Path(source).resolve().name,
+    )
+
+
+def _demo_tiles(size: int) -> torch.Tensor:
+    import tempfile
+
+    import torch
+
+    from g2l_plugin.demo.dataset import DemoTiles
+
+    with tempfile.TemporaryDirectory() as folder:
+        tiles = DemoTiles(folder, "train", size, max_tiles=_N_TILES, labelled=False, n_slides=2)
+        tiles.prepare_data()
+        tiles.setup()
+        return torch.stack([tiles[number] for number in range(len(tiles))]) / 255

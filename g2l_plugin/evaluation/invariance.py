@@ -106,7 +106,7 @@ def embed_changed(
     with tqdm(total=len(tiles), desc=description, unit="tile", leave=False) as progress:
         for start in range(0, len(tiles), batch_size):
             rows = range(start, min(start + batch_size, len(tiles)))
-            images = torch.stack([_fit(tiles[row], size) for row in rows]).to(device)
+            images = torch.stack([fit_tile(tiles[row], size) for row in rows]).to(device)
             factors, shifts = draws[list(rows)].to(device).unbind(1)
             changed = {name: change(images) for name, change in _FIXED.items()}
             changed[_RESTAINED] = stain(images, 1 + factors, shifts / 4)
@@ -118,7 +118,7 @@ def embed_changed(
     return embeddings.pop(""), embeddings
 
 
-def _fit(tile: torch.Tensor, size: int) -> torch.Tensor:
+def fit_tile(tile: torch.Tensor, size: int) -> torch.Tensor:
     """Resizes the shorter side and takes the centre, float32 in [0, 1] (3, size, size)."""
     resized = functional.resize(torch.as_tensor(tile), [size], antialias=True)
     return functional.center_crop(resized, [size]).float() / 255

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +17,25 @@ from g2l_plugin.encoders.folder import CONFIG, ONNX, README, write_folder
 from g2l_plugin.encoders.locate import locate_folder, split_revision
 from g2l_plugin.encoders.timm_network import explain_build_errors, timm_config
 from g2l_plugin.encoders.weights import WEIGHTS, hash_tensors
-from g2l_plugin.errors import UserError, in_one_line
-from g2l_plugin.files import new_folder, write_text
+from g2l_plugin.errors import UserError
+from g2l_plugin.files import write_text
+from g2l_plugin.publishing.export.lines import (
+    TORCHSCRIPT,
+    onnx_lines,
+    timm_lines,
+    torchscript_lines,
+    wsinfer_lines,
+)
+from g2l_plugin.publishing.export.precision import (
+    FLOAT32,
+    ExampleTiles,
+    check_precision,
+    describe_cost,
+    lower_onnx,
+    lower_torchscript,
+)
 from g2l_plugin.publishing.export.python_file import FOLDER, file_name, render
+from g2l_plugin.publishing.export.record import check_place, new_export
 from g2l_plugin.publishing.export.student import Student, load_student
 from g2l_plugin.publishing.export.torchscript import Fit, write_torchscript, wsinfer_config
 from g2l_plugin.publishing.onnx_export import export_onnx
@@ -41,12 +55,6 @@ PYTHON_TOOLS = (
 TOOLS = (*PYTHON_TOOLS, "timm", "onnx", "torchscript", "wsinfer")
 """All tools."""
 
-RECORD = "export.json"
-"""File that says what an export was made of."""
-
-TORCHSCRIPT = "torchscript_model.pt"
-"""The name that WSInfer's model zoo gives it."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Export:
@@ -55,7 +63,7 @@ class Export:
     Attributes:
         folder: Its folder.
         lines: The lines that use it.
-        notes: Sentences on what was assumed.
+        notes: Sentences on what was assumed, and on what a lower precision costs.
         written: False if the folder held this export before.
     """
 
@@ -66,7 +74,14 @@ class Export:
 
 
 def export_for(
-    source: str, tool: str, folder: Path, *, mpp: float | None = None, fit: Fit | None = None
+    source: str,
+    tool: str,
+    folder: Path,
+    *,
+    mpp: float | None = None,
+    fit: Fit | None = None,
+    precision: str = FLOAT32,
+    tiles: ExampleTiles | None = None,
 ) -> Export:
     """Writes a student in the form that a tool takes.
 
@@ -76,9 +91,13 @@ def export_for(
         folder: The folder to write, which does not exist yet.
         mpp: Resolution of its tiles, in micrometres per pixel; None finds it (`load_student`).
         fit: Fits the classifier, for WSInfer.
+        precision: `float32`; for ONNX also `float16` or `int8`, for TorchScript also `float16` or
+            `bfloat16`. Images and embeddings are float32 all the same.
+        tiles: What a lower precision is compared with float32 on; needed for one.
 
     Raises:
-        UserError: The tool is unknown or cannot take the student, or the folder exists.
+        UserError: The tool is unknown or cannot take the student or the precision, or the folder
+            exists.
 
     Examples:
         >>> export = export_for("demo:teacher", "lazyslide", Path("lazyslide"))
@@ -94,10 +113,9 @@ def export_for(
             if fit is None
             else f"{tool} takes no classifier: leave --embeddings and --classes out."
         )
+    check_precision(tool, precision)
     folder = folder.expanduser()
-    # Before the weights are read.
-    if folder.exists() and not (folder / RECORD).is_file():
-        raise _exists(folder)
+    check_place(folder)  # before the weights are read
     student, encoder, note = load_student(source, mpp)
     notes = [note] if note else []
     record: dict[str, Any] = {"tool": tool, "student": dataclasses.asdict(student)}
@@ -110,11 +128,14 @@ def export_for(
                 "the file."
             )
         record["hub"] = hub and list(hub)
+    lower = tiles if precision != FLOAT32 else None
+    if lower:
+        record["precision"] = precision
     classifier = None
     if fit is not None:
         classifier, record["classes"] = fit(student, encoder)
         record["probe"] = hash_tensors(classifier.probe)
-    with _fresh(folder, record) as partial:
+    with new_export(folder, record) as (partial, cost):
         if tool in PYTHON_TOOLS:
             text, lines = render(tool, student, hub)
             if partial and hub is None:
@@ -122,48 +143,35 @@ def export_for(
             if partial:
                 write_text(partial / file_name(tool), text)
         elif tool in ("timm", "onnx"):
-            lines = _timm_lines(folder) if tool == "timm" else _onnx_lines(folder, student)
+            lines = timm_lines(folder) if tool == "timm" else onnx_lines(folder, student)
             if partial:
                 _write_timm_folder(partial, source, student, encoder)
             if partial and tool == "onnx":
                 export_onnx(partial)
+            if partial and tool == "onnx" and lower:
+                cost |= lower_onnx(partial / ONNX, encoder, precision, lower, student.size)
+                _append(partial / README, f"## Precision of {ONNX}\n\n{describe_cost(cost)}\n")
         elif tool == "torchscript":
-            lines = _torchscript_lines(folder, student)
-            if partial:
+            lines = torchscript_lines(folder, student)
+            if partial and lower:
+                file = partial / TORCHSCRIPT
+                cost |= lower_torchscript(file, encoder, precision, lower, student.size)
+            elif partial:
                 write_torchscript(encoder, student.size, partial / TORCHSCRIPT, source)
         else:
             assert classifier is not None
-            lines = _wsinfer_lines(folder)
+            lines = wsinfer_lines(folder)
             if partial:
                 write_torchscript(classifier, student.size, partial / TORCHSCRIPT, source)
                 config = wsinfer_config(student, record["classes"])
                 write_text(partial / CONFIG, json.dumps(config, indent=2) + "\n")
+    if cost:
+        notes.append(describe_cost(cost))
     return Export(folder, lines, notes, partial is not None)
 
 
-@contextlib.contextmanager
-def _fresh(folder: Path, record: dict[str, Any]) -> Iterator[Path | None]:
-    """Yields a new folder to fill; None if the folder holds this very export."""
-    if folder.exists():
-        try:
-            old = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-            files = old.pop("files")
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            raise _exists(folder) from error
-        if old != json.loads(json.dumps(record)) or not all((folder / f).is_file() for f in files):
-            raise _exists(folder)
-        yield None
-        return
-    try:
-        with new_folder(folder) as partial:
-            yield partial
-            files = sorted(str(f.relative_to(partial)) for f in partial.rglob("*") if f.is_file())
-            write_text(partial / RECORD, json.dumps(record | {"files": files}, indent=2) + "\n")
-    except OSError as error:
-        raise UserError(
-            f"{folder} cannot be written: {in_one_line(error)}. Choose another --output; nothing "
-            "was left behind."
-        ) from error
+def _append(file: Path, text: str) -> None:
+    write_text(file, f"{file.read_text(encoding='utf-8').rstrip()}\n\n{text}")
 
 
 def _exists(folder: Path) -> UserError:
@@ -224,42 +232,3 @@ def _check_same(weights: Path, student: Student, encoder: Encoder) -> None:
             f"timm alone gives embeddings that differ from those of {student.source} by "
             f"{difference:.2g}, so nothing is written. Publish it again: g2l publish RUN."
         )
-
-
-def _timm_lines(folder: Path) -> str:
-    place = str(folder)
-    return (
-        f'model = timm.create_model("local-dir:{place}", pretrained=True)  # timm 1.0.16 or newer\n'
-        f'config = json.load(open("{place}/{CONFIG}"))  # or, with timm from 0.9.16 on:\n'
-        'model = timm.create_model(config["architecture"], pretrained=True, num_classes=0, '
-        'pretrained_cfg_overlay=config["pretrained_cfg"] | '
-        f'{{"file": "{place}/{WEIGHTS}"}}, **config["model_args"])'
-    )
-
-
-def _onnx_lines(folder: Path, student: Student) -> str:
-    return (
-        f"images = (tiles / 255 - np.array({student.mean})) / np.array({student.std})"
-        f"  # RGB uint8 (B, {student.size}, {student.size}, 3)\n"
-        f'session = onnxruntime.InferenceSession("{folder / ONNX}")\n'
-        "(embeddings,) = session.run(None, "
-        '{"images": images.transpose(0, 3, 1, 2).astype("float32")})'
-    )
-
-
-def _torchscript_lines(folder: Path, student: Student) -> str:
-    size = student.size
-    return (
-        f'student = torch.jit.load("{folder / TORCHSCRIPT}")\n'
-        f"images = tiles.permute(0, 3, 1, 2) / 255  # RGB uint8 (B, {size}, {size}, 3), "
-        f"{student.mpp} um/px\n"
-        "embeddings = student(images)  # it normalises them itself"
-    )
-
-
-def _wsinfer_lines(folder: Path) -> str:
-    return (
-        "wsinfer run --wsi-dir slides --results-dir results \\\n"
-        f"    --model-path {folder / TORCHSCRIPT} --config {folder / CONFIG}\n"
-        f"# QuPath: copy {folder} into the local model folder of the WSInfer extension."
-    )

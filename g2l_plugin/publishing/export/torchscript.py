@@ -19,13 +19,15 @@ from g2l_plugin.metrics.probe import LogisticProbe
 from g2l_plugin.publishing.export.student import Student
 
 TOLERANCE = 1e-4
-"""Largest accepted absolute difference between outputs of TorchScript and of PyTorch."""
+"""Largest accepted absolute difference between outputs of TorchScript and of PyTorch in float32."""
 
 _BATCHES = (1, 3)
 """Sizes of the compared batches; the traced one has 2."""
 
 
-def write_torchscript(module: nn.Module, size: int, file: Path, source: str) -> None:
+def write_torchscript(
+    module: nn.Module, size: int, file: Path, source: str, tolerance: float = TOLERANCE
+) -> Any:
     """Traces a module of images, and compares what is read back from the file with it.
 
     Args:
@@ -33,6 +35,10 @@ def write_torchscript(module: nn.Module, size: int, file: Path, source: str) -> 
         size: Height and width of its images, in pixels.
         file: The file to write.
         source: Source of the student, for errors.
+        tolerance: Largest accepted absolute difference between the outputs.
+
+    Returns:
+        The module that was read back.
 
     Raises:
         UserError: The module cannot be traced, or the trace gives other outputs.
@@ -51,7 +57,7 @@ def write_torchscript(module: nn.Module, size: int, file: Path, source: str) -> 
             for n_images in _BATCHES:
                 images = torch.rand(n_images, 3, size, size, generator=generator)
                 difference = float((read(images) - module(images)).abs().max())
-                if not difference <= TOLERANCE:
+                if not difference <= tolerance:
                     raise UserError(
                         f"The outputs of {source} in TorchScript differ from PyTorch's by "
                         f"{difference:.2g}, so nothing is written. Export it --for onnx or timm."
@@ -63,6 +69,7 @@ def write_torchscript(module: nn.Module, size: int, file: Path, source: str) -> 
                 f"The network of {source} cannot be traced as TorchScript: {in_one_line(error)}. "
                 "Export it --for onnx or timm."
             ) from error
+    return read
 
 
 class Classifier(nn.Module):
