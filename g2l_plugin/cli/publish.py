@@ -13,7 +13,7 @@ _EPILOG = """\
 examples:
   g2l publish logs/g2l_breast/20261123-141422/run_0 --output breast_vitl14
   g2l publish logs/g2l_breast/20261123-141422/run_0/checkpoints/last.ckpt --output half_way
-  g2l publish logs/g2l_breast/20261123-141422/run_0 --repo-id org/breast_vitl14 --dry-run
+  g2l publish logs/g2l_breast/20261123-141422/run_0 --repo-id org/breast_vitl14 --onnx --dry-run
 """
 
 
@@ -30,7 +30,7 @@ def add_parser(commands: Commands) -> None:
     add("--output", type=Path, help="folder to write; RUN/student if not given")
     add("--cancer", help="cancer of the slides, for the card; from the run's config if not given")
     add("--license", help="licence identifier; derived from teacher and start if not given")
-    add("--onnx", action="store_true", help="also writes model.onnx, for ONNX Runtime")
+    add("--onnx", action="store_true", help="also writes model.onnx, and uploads it")
     add("--force", action="store_true", help="publishes a student that is worse than its start too")
     add(
         "--patients",
@@ -49,6 +49,7 @@ def add_parser(commands: Commands) -> None:
 
 
 def _run(options: argparse.Namespace) -> None:
+    from g2l_plugin.encoders.folder import ONNX
     from g2l_plugin.publishing.publish import publish_run, upload_published
     from g2l_plugin.publishing.upload import UploadOptions
 
@@ -59,14 +60,13 @@ def _run(options: argparse.Namespace) -> None:
         license=options.license,
         force=options.force,
         patients=options.patients,
+        onnx=options.onnx,
     )
     for restriction in published.license.restrictions:
         print(f"Licence: {restriction}", file=sys.stderr)
     print(f"Student: {published.folder}")
     if options.onnx:
-        from g2l_plugin.publishing.onnx_export import export_onnx
-
-        print(f"ONNX:    {export_onnx(published.folder)}")
+        print(f"ONNX:    {published.folder / ONNX}")
     if options.repo_id is None:
         return
     names = [field.name for field in dataclasses.fields(UploadOptions)]

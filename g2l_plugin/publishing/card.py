@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
+from g2l_plugin.publishing.export.export import TOOLS
 from g2l_plugin.publishing.licenses import StudentLicense
 from g2l_plugin.runs.outcome import find_decline
 from g2l_plugin.runs.record import RunRecord
@@ -37,6 +38,7 @@ class CardFacts:
         config: The resolved training config; None if the run has none.
         evaluation: The content of the run's evaluation.json; None if the run has none.
         lists_patients: Whether the folder has a patients.txt.
+        has_onnx: Whether it has a model.onnx.
     """
 
     record: RunRecord
@@ -45,6 +47,7 @@ class CardFacts:
     config: dict[str, Any] | None = None
     evaluation: dict[str, Any] | None = None
     lists_patients: bool = False
+    has_onnx: bool = False
 
 
 def render_card(facts: CardFacts) -> str:
@@ -60,6 +63,8 @@ def render_card(facts: CardFacts) -> str:
             template_str=(_FILES / "card.md.jinja").read_text(encoding="utf-8"),
             **{field.name: getattr(record, field.name) for field in dataclasses.fields(record)},
             cancer=facts.cancer,
+            has_onnx=facts.has_onnx,
+            tools=TOOLS,
             license=facts.license.identifier,
             restrictions=facts.license.restrictions,
             evaluation=facts.evaluation,
@@ -120,7 +125,11 @@ def _metadata(facts: CardFacts) -> ModelCardData:
         pipeline_tag="image-feature-extraction",
         license=facts.license.identifier,
         base_model=start.source.removeprefix("hf-hub:") if from_hub else None,
-        tags=[*tags, *([facts.cancer] if facts.cancer else [])],
+        tags=[
+            *tags,
+            *(["onnx"] if facts.has_onnx else []),
+            *([facts.cancer] if facts.cancer else []),
+        ],
         model_name="OWNER/NAME" if results else None,
         eval_results=results or None,
         teacher=teachers[0] if len(teachers) == 1 else teachers,

@@ -11,10 +11,12 @@ from typing import Any
 import yaml
 from loguru import logger
 
-from g2l_plugin.encoders.folder import PATIENTS, RESULTS, TRAINING_CONFIG, write_folder
+from g2l_plugin.encoders.folder import PATIENTS, README, RESULTS, TRAINING_CONFIG, write_folder
 from g2l_plugin.errors import UserError
+from g2l_plugin.files import write_text
 from g2l_plugin.publishing.card import CardFacts, render_card
 from g2l_plugin.publishing.licenses import StudentLicense, check_license, license_of
+from g2l_plugin.publishing.onnx_export import export_onnx
 from g2l_plugin.publishing.paths import without_paths
 from g2l_plugin.publishing.upload import UploadOptions, upload_student
 from g2l_plugin.runs.checkpoints import (
@@ -75,6 +77,7 @@ def publish_run(
     license: str | None = None,
     force: bool = False,
     patients: bool = False,
+    onnx: bool = False,
 ) -> Published:
     """Publishes the student of a run, or of one checkpoint, from the files in the run's folder.
 
@@ -87,6 +90,7 @@ def publish_run(
         patients: Whether to list the training patients in patients.txt even if some have no TCGA
             barcode. They are hashed, but whoever knows how a hospital names patients can guess
             them. With TCGA barcodes, which are public, they are listed anyway.
+        onnx: Whether to write model.onnx too, which needs the extra `onnx`.
 
     Raises:
         UserError: The run has not ended, its checkpoint has no student that can be published, or
@@ -171,6 +175,10 @@ def publish_run(
         },
         files=files,
     )
+    if onnx:
+        export_onnx(written)
+        # Only now, so that no card names a graph that could not be written.
+        write_text(written / README, render_card(dataclasses.replace(facts, has_onnx=True)))
     return Published(written, record, student_license)
 
 

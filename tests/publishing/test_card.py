@@ -6,9 +6,12 @@ import pytest
 from huggingface_hub import ModelCard
 from markdown_it import MarkdownIt
 
+from g2l_plugin.cli import build_parser
 from g2l_plugin.encoders.encoder import Provenance
 from g2l_plugin.publishing.card import CardFacts, render_card
+from g2l_plugin.publishing.export.export import TOOLS
 from g2l_plugin.publishing.licenses import StudentLicense
+from g2l_plugin.runs.model_names import find_source
 from g2l_plugin.runs.record import EncoderRecord, RunRecord
 
 TEACHER = Provenance("hf-hub:org/teacher", "abc123", "model.safetensors", "f00d", "apache-2.0")
@@ -115,7 +118,23 @@ def test_every_table_is_a_table_to_a_reader_of_markdown():
     # Origin, settings, alignment, evaluation of two encoders, published values.
     assert len(rows) == 5 and rows[3] == 1 + 2
     headings = re.findall("<h2>(.+?)</h2>", html)
-    assert headings[:3] == ["Use", "Origin", "Training data"] and "Intended use" in headings
+    assert headings[:3] == ["Use", "In other tools", "Origin"] and "Intended use" in headings
+
+
+@pytest.mark.parametrize("has_onnx", [False, True])
+def test_every_export_command_is_one_that_there_is(has_onnx):
+    card = render_card(dataclasses.replace(FACTS, has_onnx=has_onnx))
+    commands = re.findall(r"g2l export [^`\n]+", card)
+    assert len(commands) == 2 - has_onnx
+    section = card.partition("## In other tools")[2].partition("## ")[0]
+    for tool in TOOLS:
+        assert f"`{tool}`" in section
+        for command in commands:
+            words = command.replace("TOOL", tool).split()[1:]
+            options = build_parser().parse_args(words)
+            assert options.student == "hf-hub:OWNER/NAME" and options.tool in TOOLS
+            # What the student's name on the Hub will be is a name that the command takes.
+            assert find_source(options.student.replace("OWNER/NAME", "org/x")) == "hf-hub:org/x"
 
 
 def test_a_network_of_any_kind_is_called_what_it_is():

@@ -18,7 +18,9 @@ from g2l_plugin.encoders import backbones
 from g2l_plugin.encoders.load import load_encoder
 from g2l_plugin.encoders.timm_network import timm_config
 from g2l_plugin.errors import UserError
+from g2l_plugin.publishing import publish
 from g2l_plugin.publishing.callback import PublishStudent
+from g2l_plugin.publishing.export.export import export_for
 from g2l_plugin.publishing.publish import find_checkpoint, publish_run
 from g2l_plugin.runs.record import KEY, RunRecord, describe_objective, record_encoder
 
@@ -129,11 +131,14 @@ def test_the_same_student_has_the_same_hash(make_run, tmp_path):
     assert "teacher: model.safetensors sha256" in provenance["teacher"]
 
 
-def test_the_snippets_of_the_card_run_without_this_package(make_run, tmp_path):
-    run, _ = make_run()
-    card = (publish_run(run).folder / "README.md").read_text()
-    snippets = [part.partition("```")[0] for part in card.split("```python\n")[1:]]
-    assert len(snippets) == 2
+def snippets_of(card):
+    return [part.partition("```")[0] for part in card.split("```python\n")[1:]]
+
+
+def test_the_snippets_of_the_card_run_without_this_package(make_run, tmp_path, monkeypatch):
+    run, student = make_run()
+    snippets = snippets_of((publish_run(run).folder / "README.md").read_text())
+    assert len(snippets) == 3
     timms = snippets[0].replace("hf-hub:OWNER/NAME", f"local-dir:{run / 'student'}")
     code = 'import sys; sys.modules["g2l_plugin"] = None\n' + timms + "print(embeddings.shape)"
     result = subprocess.run(
@@ -145,6 +150,32 @@ def test_the_snippets_of_the_card_run_without_this_package(make_run, tmp_path):
     )
     assert result.stdout.strip() == "torch.Size([1, 32])", result.stderr
     exec(snippets[1].replace("OWNER/NAME", str(run / "student")), {})
+    export_for(f"local-dir:{run / 'student'}", "onnx", tmp_path / "onnx")
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(snippets[2], names)
+    with torch.no_grad():
+        black = student(torch.zeros(1, 3, 32, 32))
+    torch.testing.assert_close(torch.from_numpy(names["embeddings"]), black, atol=1e-4, rtol=0)
+
+
+def test_the_card_names_a_graph_only_if_there_is_one(make_run, monkeypatch):
+    run, _ = make_run()
+    readme = run / "student" / "README.md"
+    publish_run(run, onnx=True)
+    assert "is here already, as `model.onnx`" in readme.read_text()
+    assert "- onnx\n" in readme.read_text()
+    publish_run(run)
+    assert "here already" not in readme.read_text() and "- onnx\n" not in readme.read_text()
+    assert not readme.with_name("model.onnx").exists()
+
+    def fail(folder):
+        raise UserError("differ")
+
+    monkeypatch.setattr(publish, "export_onnx", fail)
+    with pytest.raises(UserError, match="differ"):
+        publish_run(run, onnx=True)
+    assert "here already" not in readme.read_text()
 
 
 def test_a_run_must_have_ended_but_a_checkpoint_need_not(make_run, tmp_path):
@@ -217,13 +248,21 @@ config = timm.data.resolve_model_data_config(model)
 images = torch.load(sys.argv[1])
 mean, std = (torch.tensor(config[name]).view(1, 3, 1, 1) for name in ("mean", "std"))
 with torch.no_grad():
-    torch.save((model((images - mean) / std), config), sys.argv[2])
+    embeddings = model((images - mean) / std)
+from huggingface_hub import hf_hub_download
+with open(hf_hub_download("org/breast_vitl14", "README.md"), encoding="utf-8") as file:
+    snippet = file.read().split("```python\\n")[-1].partition("```")[0]
+tiles = (images * 255).round().permute(0, 2, 3, 1).numpy()
+lines = [line for line in snippet.splitlines() if not line.startswith("tiles = ")]
+names = {"tiles": tiles}
+exec("\\n".join(lines), names)
+torch.save((embeddings, torch.from_numpy(names["embeddings"]), config), sys.argv[2])
 """
 
 
 def test_an_uploaded_student_is_the_same_for_everybody(make_run, tmp_path):
     run, student = make_run()
-    images = torch.rand(2, 3, 32, 32)
+    images = torch.randint(0, 256, (2, 3, 32, 32)) / 255
     torch.save(images, tmp_path / "images.pt")
     with serve_hub({}) as hub:
         environment = {
@@ -232,9 +271,10 @@ def test_an_uploaded_student_is_the_same_for_everybody(make_run, tmp_path):
             "HF_HUB_DISABLE_XET": "1",
             "HF_TOKEN": "hf_that_nobody_may_read",
         }
-        command = ("publish", run, "--repo-id", "org/breast_vitl14")
+        command = ("publish", run, "--repo-id", "org/breast_vitl14", "--onnx")
         dry = run_g2l(*command, "--dry-run", **environment)
-        assert "model.safetensors" in dry.stdout and not hub.repos, dry.stderr
+        assert "model.safetensors" in dry.stdout and "model.onnx" in dry.stdout, dry.stderr
+        assert not hub.repos
         result = run_g2l(*command, "--tag", "v1", **environment)
         assert result.returncode == 0, result.stderr
         (line,) = [line for line in result.stdout.splitlines() if line.startswith("On the Hub: ")]
@@ -253,9 +293,10 @@ def test_an_uploaded_student_is_the_same_for_everybody(make_run, tmp_path):
             check=True,
             timeout=120,
         )
-    theirs, config = torch.load(tmp_path / "theirs.pt")
+    theirs, by_onnx, config = torch.load(tmp_path / "theirs.pt")
     with torch.no_grad():
         assert torch.equal(theirs, student(images))
+    torch.testing.assert_close(by_onnx, theirs, atol=1e-4, rtol=0)
     assert config["input_size"] == (3, 32, 32) and config["crop_pct"] == 1.0
 
 
