@@ -12,6 +12,7 @@ import yaml
 from loguru import logger
 
 from g2l_plugin.encoders.folder import PATIENTS, README, RESULTS, TRAINING_CONFIG, write_folder
+from g2l_plugin.encoders.weights import WEIGHTS
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import write_text
 from g2l_plugin.publishing.card import CardFacts, render_card
@@ -63,6 +64,11 @@ def find_checkpoint(run: Path) -> Path:
     for folder in (run, *sorted(run.glob("run_*"))):
         if checkpoints := list_checkpoints(folder):
             return checkpoints[0]
+    if (run / WEIGHTS).is_file():
+        raise UserError(
+            f"{run} is the folder of a model, and not of a run, so there is nothing to publish of "
+            f"it. Upload it with: hf upload ORG/NAME {run}"
+        )
     raise UserError(
         f"There is no {run / FOLDER / LAST}. Expected the folder of a run (.../run_0), or a "
         "checkpoint."

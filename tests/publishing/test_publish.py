@@ -187,6 +187,8 @@ def test_a_run_must_have_ended_but_a_checkpoint_need_not(make_run, tmp_path):
     assert publish_run(path, tmp_path / "out").folder.is_dir()
     with pytest.raises(UserError, match="There is no .*none/checkpoints/last.ckpt"):
         publish_run(tmp_path / "none")
+    with pytest.raises(UserError, match="folder of a model, and not of a run.*hf upload"):
+        publish_run(tmp_path / "teacher")
 
 
 @pytest.mark.parametrize(
