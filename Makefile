@@ -45,6 +45,7 @@ bench:
 	python benchmarks/tile_reading.py --full-size
 	python benchmarks/indexing.py
 	python benchmarks/embedding.py
+	python benchmarks/exports.py
 	python benchmarks/mixing.py
 	python benchmarks/memory.py
 	python benchmarks/sharpness.py
