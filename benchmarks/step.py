@@ -20,6 +20,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import types
 from collections.abc import Iterator
@@ -240,18 +241,30 @@ def measure_row(name: str, path: Path) -> None:
     path.write_text(json.dumps(bench.measure(**row)))
 
 
-def measure_group(names: list[str], folder: Path) -> Iterator[tuple[str, dict[str, float] | None]]:
-    """Starts rows at once and measures them one after another; None for one that failed."""
+def measure_group(
+    names: list[str], folder: Path, patience: float
+) -> Iterator[tuple[str, dict[str, float] | None]]:
+    """Starts rows at once and measures them one after another; None for one that failed.
+
+    Args:
+        names: The rows.
+        folder: Where they write what they find.
+        patience: Seconds after which a row that has not warmed up is ended.
+    """
     ways = {}
     for name in names:
         path = folder / f"{name}.json"
         command = [sys.executable, __file__, "--json", str(path), "--row", name]
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-        ways[name] = path, subprocess.Popen(command, **pipes)
-    for _, process in ways.values():
+        process = subprocess.Popen(command, **pipes)
+        timer = threading.Timer(patience, process.kill)
+        timer.start()
+        ways[name] = path, process, timer
+    for _, process, timer in ways.values():
         while (line := process.stdout.readline()) and line.strip() != _READY:
             pass
-    for name, (path, process) in ways.items():
+        timer.cancel()
+    for name, (path, process, _) in ways.items():
         process.communicate("\n")
         yield name, json.loads(path.read_text()) if process.returncode == 0 else None
 
@@ -264,6 +277,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path, required=True, help="file to write the results to")
     names = [name for group in GROUPS for name in group]
     parser.add_argument("--rows", nargs="*", default=names, choices=names, help="rows to measure")
+    parser.add_argument(
+        "--patience", type=float, default=180.0, help="seconds in which a row must have warmed up"
+    )
     parser.add_argument("--row", help=argparse.SUPPRESS)  # of a process that measures one
     options = parser.parse_args()
     if options.row:
@@ -281,7 +297,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for group in GROUPS:
             chosen = [name for name in group if name in options.rows]
-            for name, found in measure_group(chosen, Path(folder)):
+            for name, found in measure_group(chosen, Path(folder), options.patience):
                 if found is None:
                     table.add_row(name, "failed")
                     continue

@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
-from torch import nn
 
 import g2l_plugin
 
@@ -57,27 +56,3 @@ class WithoutDecayOfNorms(g2l_plugin.DistillationModule):
             param_groups_weight_decay(self, weight_decay=0.05)
         )
         return super().configure_optimizers()
-
-
-class LearnedRotation(g2l_plugin.DistillationModule):
-    """A projector that trains and is held near a rotation by a penalty."""
-
-    def configure_model(self) -> None:
-        """Makes the rotation a parameter."""
-        super().configure_model()
-        rotation = self.objective.rotation
-        if not isinstance(rotation, nn.Parameter):
-            del self.objective.rotation
-            self.objective.rotation = nn.Parameter(rotation)
-
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Adds the penalty to the loss."""
-        output = super().training_step(*args, **kwargs)
-        rotation = self.objective.rotation
-        gram = (
-            rotation.T @ rotation
-            if rotation.shape[0] > rotation.shape[1]
-            else rotation @ rotation.T
-        )
-        penalty = (gram - torch.eye(len(gram), device=gram.device)).square().sum() / len(gram)
-        return output | {"loss": output["loss"] + penalty}

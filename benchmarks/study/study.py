@@ -170,7 +170,10 @@ def compose(
             "SLIDES_ROOT": options.work / "slides",
             "INDEX_ROOT": options.work / f"index_{options.view}",
         }
-        if options.accelerator == "cpu":  # a GPU embeds faster than runs can share a cache
+        # A GPU embeds faster than runs can share a cache; and none holds patch tokens or new views.
+        settings = {**variables, **row.get("settings", {})}
+        cached = not {"PATCH_WEIGHT", "model.init_args.patch_weight"} & set(settings)
+        if options.accelerator == "cpu" and cached and settings["N_VIEWS"] != "null":
             variables["TEACHER_CACHE"] = options.work / "cache"
     if options.view != 224 and not on_demo:  # a smaller input that shows the same tissue
         tile = round(_TILE * options.view / 224)
@@ -184,7 +187,7 @@ def compose(
         config = load_config(
             "g2l_robust" if row.get("robust") and not on_demo else of_pair["config"]
         )
-    settings: dict[str, Any] = {"model.init_args.view.init_args.seed": 42}
+    settings = {"model.init_args.view.init_args.seed": 42}
     if row.get("robust") and on_demo:
         settings |= _ROBUST
     for path, value in (settings | row.get("settings", {})).items():

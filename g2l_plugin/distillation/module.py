@@ -76,7 +76,7 @@ class DistillationModule(RunModule):
         compile: bool = False,
         teacher_cache: str | None = None,
         freeze_batch_norm: bool | None = None,
-        projector: Literal["linear", "rotation"] = "linear",
+        projector: Literal["linear", "rotation", "learned_rotation"] = "linear",
         patch_weight: float = 0.0,
         student_jitter: StainJitter | None = None,
     ) -> None:
@@ -105,7 +105,7 @@ class DistillationModule(RunModule):
                 statistics of a batch would make another network of it. Vision transformers have no
                 batch norm.
             projector: What brings both embeddings together: `linear` is the paper's projector with
-                batch norms, which trains; `rotation` is fixed, see `RotationObjective`.
+                batch norms; `rotation` and `learned_rotation` are `RotationObjective`'s.
             patch_weight: Weight of a `PatchObjective` beside the loss; 0 for none.
             student_jitter: A further change of the view, which the teachers do not see; None makes
                 none, as in the paper.
@@ -113,7 +113,7 @@ class DistillationModule(RunModule):
         Raises:
             UserError: `micro_batch_size` is below 1, a weight below 0, a cache is set without
                 `n_views` or with `patch_weight`, a setting of the linear projector with
-                `rotation`, or the optimizer or its schedule cannot be made.
+                a rotation, or the optimizer or its schedule cannot be made.
         """
         super().__init__()
         if micro_batch_size is not None and micro_batch_size < 1:
@@ -141,7 +141,7 @@ class DistillationModule(RunModule):
                 "`teacher_cache` keeps embeddings, and no patch tokens, which `patch_weight` "
                 "needs. Set one of them to null or 0."
             )
-        if projector == "rotation" and (self.widths or not normalize_teacher):
+        if projector != "linear" and (self.widths or not normalize_teacher):
             raise UserError(
                 "`widths` and `normalize_teacher: false` are settings of `projector: linear`. "
                 "Remove them, or set it."
@@ -184,9 +184,9 @@ class DistillationModule(RunModule):
             teacher.check_views(self.view.size)
         self.student, self.teachers = student, teachers
         dims = [teacher.embedding_dim for teacher in teachers.encoders]
-        if self.projector == "rotation":
-            weights = shares(self.teacher_weights, len(dims))
-            self.objective = RotationObjective(student.embedding_dim, dims, self.loss, weights)
+        if self.projector != "linear":
+            how = (shares(self.teacher_weights, len(dims)), self.projector == "learned_rotation")
+            self.objective = RotationObjective(student.embedding_dim, dims, self.loss, *how)
         else:
             self.objective = CombinedObjective(
                 student.embedding_dim,

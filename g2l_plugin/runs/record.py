@@ -145,7 +145,7 @@ def describe_objective(
 
     Args:
         loss: The loss between student and teacher.
-        projector: What brings them together, `linear` or `rotation`.
+        projector: What brings them together: `linear`, `rotation` or `learned_rotation`.
         normalize_teacher: Whether the teacher's embeddings are normalised.
         patch_weight: Weight of the cosine loss between patch tokens.
         n_teachers: Number of teachers.
@@ -154,10 +154,11 @@ def describe_objective(
     settings.pop("training", None)
     inner = ", ".join(f"{name}={value:g}" for name, value in settings.items())
     teachers, several = "the teacher's", ""
-    if projector == "rotation":
+    if projector != "linear":
         if n_teachers > 1:
             teachers = f"the joined embeddings of {n_teachers} teachers"
-        way, norms = "a fixed rotation turns the student's embedding into", ""
+        kind = "rotation that trains" if projector == "learned_rotation" else "fixed rotation"
+        way, norms = f"a {kind} turns the student's embedding into", ""
     else:
         way = "a linear projector, discarded afterwards, maps the student's embedding to"
         norms = " after batch norms" if normalize_teacher else " after a batch norm of its side"

@@ -376,10 +376,11 @@ def test_settings_that_exclude_patch_tokens_are_told(make_module, tmp_path):
         make_module(patch_weight=1.0, view=view, teacher_cache=str(tmp_path))
 
 
+@pytest.mark.parametrize("projector", ["rotation", "learned_rotation"])
 @pytest.mark.parametrize("options", [{"widths": [8]}, {"normalize_teacher": False}])
-def test_a_rotation_has_no_settings_of_the_linear_projector(make_module, options):
+def test_a_rotation_has_no_settings_of_the_linear_projector(make_module, projector, options):
     with pytest.raises(UserError, match="are settings of `projector: linear`"):
-        make_module(projector="rotation", **options)
+        make_module(projector=projector, **options)
 
 
 def test_only_the_student_sees_the_jittered_view(make_module):

@@ -29,6 +29,11 @@ ROTATION = "a fixed rotation turns the student's embedding into "
             (MeanSquaredErrorLoss(), "rotation", True, 0.0, 2),
             ROTATION + "the joined embeddings of 2 teachers; the loss is MeanSquaredErrorLoss()",
         ),
+        (
+            (MeanSquaredErrorLoss(), "learned_rotation"),
+            ROTATION.replace("fixed rotation", "rotation that trains")
+            + "the teacher's; the loss is MeanSquaredErrorLoss()",
+        ),
     ],
 )
 def test_an_objective_is_said_as_it_was(arguments, expected):

@@ -32,7 +32,13 @@ def test_a_row_is_a_config_of_its_pair(name, pair, tmp_path):
     model, data = config["model"]["init_args"], config["data"]["init_args"]
     if "lr" in row:
         assert float(model["optimizer"]["init_args"]["lr"]) == row["lr"][pair]
-    assert model.get("projector", "linear") == ("rotation" if row.get("robust") else "linear")
+    expected = "rotation" if row.get("robust") else "linear"
+    expected = row.get("settings", {}).get("model.init_args.projector", expected)
+    assert model.get("projector", "linear") == expected
+    if pair != "demo" and (
+        model["patch_weight"] not in ("0.0", 0.0) or model["view"]["init_args"]["n_views"] == "null"
+    ):
+        assert model["teacher_cache"] is None
     assert config["trainer"]["init_args"]["accelerator"] == "cpu"
     assert model["view"]["init_args"]["seed"] == 42 and int(data["seed"]) == 7
     assert int(config["trainer"]["init_args"]["max_steps"]) == variables["MAX_STEPS"]

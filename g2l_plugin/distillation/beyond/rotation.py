@@ -13,13 +13,16 @@ from g2l_plugin.errors import UserError
 
 
 class RotationObjective(nn.Module):
-    """A fixed rotation between student and teacher in place of a projector that trains.
+    """A rotation between student and teacher in place of the projector.
 
     A projector that trains decides what of the student is compared: it may rescale and hide
     directions, so the embedding that is published need not resemble the teacher's even where the
     loss is small. A rotation keeps distances and angles. It is the solution of the orthogonal
     Procrustes problem (Schoenemann 1966, https://doi.org/10.1007/BF02289451) on some training
     tiles: the student starts as close to its teacher as it can be without a step.
+
+    It is fixed, or trains with the student and is held near a rotation: the mean squared distance
+    of its Gram matrix from the identity, a feature, is added to the loss.
 
     The teacher's features are centred and divided by one number, so that they keep their
     proportions. Several teachers are joined. Nothing depends on the batch.
@@ -37,6 +40,7 @@ class RotationObjective(nn.Module):
         teacher_dims: Sequence[int],
         loss: DistillationLoss,
         weights: Sequence[float],
+        learned: bool = False,
     ) -> None:
         """Initializes the objective; `fit` must follow.
 
@@ -45,13 +49,18 @@ class RotationObjective(nn.Module):
             teacher_dims: Width of each teacher's embeddings; their sum is D_t.
             loss: The loss.
             weights: Share of each teacher in the variance of their joined embedding; sum 1.
+            learned: Whether the rotation trains.
         """
         super().__init__()
         self.loss = loss
         self.weights = list(weights)
         self.teacher_dims = list(teacher_dims)
         total = sum(teacher_dims)
-        self.register_buffer("rotation", torch.eye(total, student_dim))
+        start = torch.eye(total, student_dim)
+        if learned:
+            self.rotation = nn.Parameter(start)
+        else:
+            self.register_buffer("rotation", start)
         self.register_buffer("student_mean", torch.zeros(student_dim))
         self.register_buffer("student_scale", torch.ones(()))
         self.register_buffer("teacher_mean", torch.zeros(total))
@@ -125,7 +134,14 @@ class RotationObjective(nn.Module):
                 x = x @ self.rotation.T  # (B, D_t)
             else:
                 y = y @ self.rotation  # (B, D_s)
-            return self.loss(x, y)  # ()
+            return self.loss(x, y) + self._distance_from_rotation()  # ()
+
+    def _distance_from_rotation(self) -> torch.Tensor | float:
+        if not isinstance(self.rotation, nn.Parameter):
+            return 0.0
+        tall = self.rotation.shape[0] > self.rotation.shape[1]
+        gram = self.rotation.mT @ self.rotation if tall else self.rotation @ self.rotation.mT
+        return (gram - torch.eye(len(gram), device=gram.device)).square().sum() / len(gram)
 
     def _scale(
         self, student: torch.Tensor, teachers: Sequence[torch.Tensor]

@@ -16,8 +16,8 @@ def embeddings(*dims, n=300, seed=0):
     return [signal @ torch.randn(6, dim, generator=generator) + 3 for dim in dims]
 
 
-def make(student_dim, teacher_dims, weights=(1.0,)):
-    return RotationObjective(student_dim, teacher_dims, MeanSquaredErrorLoss(), weights)
+def make(student_dim, teacher_dims, weights=(1.0,), learned=False):
+    return RotationObjective(student_dim, teacher_dims, MeanSquaredErrorLoss(), weights, learned)
 
 
 @settings(deadline=None)
@@ -114,3 +114,23 @@ def test_random_weights_do_not_give_a_scale():
     random.fit(1e-3 * student, [teacher], pretrained=False)
     assert torch.equal(random.rotation, pretrained.rotation)
     assert random.student_scale == 1 and pretrained.student_scale > 10
+
+
+@pytest.mark.parametrize("dims", [(8, 12), (8, 8), (12, 8)])
+def test_one_that_trains_is_held_near_a_rotation(dims):
+    student, teacher = embeddings(*dims)
+    fixed, learned = make(dims[0], [dims[1]]), make(dims[0], [dims[1]], learned=True)
+    for objective in (fixed, learned):
+        objective.fit(student, [teacher])
+    loss = learned(student, [teacher])
+    torch.testing.assert_close(loss, fixed(student, [teacher]))  # a rotation: nothing is added
+    loss.backward()
+    assert learned.rotation.grad.abs().sum() > 0
+    with torch.no_grad():  # twice a rotation has a Gram matrix of 4 in its diagonal, not 1
+        stretched = make(dims[0], [dims[1]], learned=True)
+        stretched.load_state_dict(learned.state_dict())
+        stretched.rotation.mul_(2)
+        same = make(dims[0], [dims[1]])
+        same.load_state_dict(stretched.state_dict())
+        added = stretched(student, [teacher]) - same(student, [teacher])
+    torch.testing.assert_close(added, torch.tensor(9.0))

@@ -323,8 +323,9 @@ def test_batch_norms_of_one_tile_are_an_error_in_one_line(make_run):
         trainer.fit(module, datamodule=data)
 
 
-def test_a_rotation_is_fitted_before_the_first_step_and_not_again(make_run, slide_tiles):
-    options = {"projector": "rotation", "patch_weight": 0.5}
+@pytest.mark.parametrize("projector", ["rotation", "learned_rotation"])
+def test_a_rotation_is_fitted_before_the_first_step_and_not_again(projector, make_run, slide_tiles):
+    options = {"projector": projector, "patch_weight": 0.5}
     fitted = []
     spies = {"tiles": slide_tiles(), "model": options | {"loss": MeanSquaredErrorLoss()}}
     with pytest.MonkeyPatch.context() as patch:
