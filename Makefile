@@ -1,4 +1,4 @@
-.PHONY: fmt lint types test coverage fuzz reach docs cards benchmark_configs costs bench
+.PHONY: fmt lint types test coverage fuzz reach docs pictures notebook cards benchmark_configs costs bench
 
 fmt:
 	ruff format .
@@ -28,6 +28,13 @@ reach:
 
 docs:
 	mkdocs build --strict
+
+# The pictures of the documentation: RUN is a run of configs/quickstart.yaml, SLIDE any slide.
+pictures:
+	python tools/pictures.py $(RUN) docs/pictures --slide $(SLIDE)
+
+notebook:
+	python tools/notebook.py docs/tiles_to_student.ipynb
 
 cards:
 	python tools/planned_cards.py configs/g2l_breast.yaml model_cards/breast_vitl14.md

@@ -41,6 +41,7 @@ from .encoders.folder import export_student as export_student
 from .embedding.embed_slides import embed_slides as embed_slides
 
 # Evaluate.
+from .evaluation.embed import embed_tiles as embed_tiles
 from .evaluation.writer import EmbeddingsWriter as EmbeddingsWriter
 from .evaluation.embedding_files import EmbeddingsInMemory as EmbeddingsInMemory
 from .evaluation.expression_embeddings import ExpressionEmbeddings as ExpressionEmbeddings

@@ -1,5 +1,7 @@
 """What is released: the wheel, its version and the files that name it."""
 
+import ast
+import importlib.metadata
 import re
 import subprocess
 import sys
@@ -9,6 +11,8 @@ from pathlib import PurePosixPath
 import pytest
 import yaml
 from helpers import ROOT
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 import g2l_plugin
 from g2l_plugin.publishing.export.export import PYTHON_TOOLS
@@ -88,3 +92,23 @@ def test_every_tool_of_an_export_is_tried_each_week():
     jobs = yaml.safe_load((ROOT / ".github" / "workflows" / "reach.yml").read_text())["jobs"]
     tried = [row["tool"] for row in jobs["tool"]["strategy"]["matrix"]["include"]]
     assert sorted(tried) == sorted(PYTHON_TOOLS)
+
+
+def test_every_package_that_is_imported_is_named_as_a_dependency():
+    imported = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level and node.module:
+                imported.add(node.module.partition(".")[0])
+    imported -= {*sys.stdlib_module_names, "g2l_plugin"}
+    requirements = importlib.metadata.requires("g2l-plugin")
+    named = {canonicalize_name(Requirement(text).name) for text in requirements}
+    of_module = importlib.metadata.packages_distributions()
+    unnamed = {
+        module
+        for module in imported & set(of_module)
+        if not named & {canonicalize_name(name) for name in of_module[module]}
+    }
+    assert unnamed == set()

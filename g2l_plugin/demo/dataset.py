@@ -80,6 +80,11 @@ class DemoTiles(TileDataset):
         self._labels = np.empty(0, np.int64)
         self._centres: dict[str, str] = {}
 
+    @property
+    def classes(self) -> list[str]:
+        """Names of the tissue classes, in the order of their numbers."""
+        return list(TISSUE_CLASSES)
+
     @override
     def prepare_data(self) -> None:
         make_cohort(self._root, n_slides=self._cohort_size, seed=self._seed)
