@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
 
 _Job = tuple[list[int], list[int]]
 """Rows, and the numbers of the tiles that belong there."""
@@ -35,6 +35,9 @@ class BlockReader(Dataset):
             dataset: Yields tiles, all of its `tile_shape`.
             n_rows: Rows: as many as the buffer has slots, and one for each tile that is on its way.
             start_method: How Python starts the workers: fork, spawn or forkserver.
+
+        Raises:
+            UserError: /dev/shm is full.
         """
         self._dataset = dataset
         self.tiles = _allocate((n_rows, *dataset.tile_shape), start_method)
@@ -90,4 +93,15 @@ def _allocate(shape: tuple[int, ...], start_method: str) -> torch.Tensor:
         # Not in /dev/shm, which has 64 MB in a container.
         memory = mmap.mmap(-1, math.prod(shape))
         return torch.frombuffer(memory, dtype=torch.uint8).reshape(shape)
-    return torch.empty(shape, dtype=torch.uint8).share_memory_()
+    try:
+        return torch.empty(shape, dtype=torch.uint8).share_memory_()
+    except RuntimeError as error:
+        raise no_shared_memory(error) from error
+
+
+def no_shared_memory(error: Exception) -> UserError:
+    """What to do about a full /dev/shm, of which PyTorch says only that some space is missing."""
+    return UserError(
+        f"The memory that processes share, /dev/shm, is full: {in_one_line(error)}. Start the "
+        "container with a larger --shm-size, or lower N_DATA_WORKERS or `buffer_tiles`."
+    )

@@ -7,9 +7,11 @@ they share with this process (`BlockReader`).
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import multiprocessing
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -21,10 +23,15 @@ import torch.distributed
 from torch.utils.data import DataLoader
 
 from g2l_plugin.errors import UserError, in_one_line
-from g2l_plugin.slides.block_reader import BlockReader
+from g2l_plugin.slides.block_reader import BlockReader, no_shared_memory
 
 _PREFETCHED = 2
 """Blocks that each worker reads ahead."""
+
+_SHARED_MEMORY = re.compile(
+    r"shared memory\(shm\)|shared memory object|shared memory limit|/dev/shm|/torch_\d+.*right size"
+)
+"""What PyTorch says when /dev/shm is full; a worker that writes there dies of a bus error."""
 
 _ADVICE = (
     "lower N_DATA_WORKERS or `buffer_tiles`. Then run the same command again: it continues from "
@@ -86,8 +93,13 @@ def as_it_is(rows: list[int]) -> list[int]:
 
 def start_workers(reader: DataLoader) -> Iterator[list[int]]:
     """Starts the workers; a worker's death is reported only by the wait for its tiles."""
-    with explain_dead_workers():
-        blocks = iter(reader)
+    try:
+        with explain_dead_workers():
+            blocks = iter(reader)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:  # of the queues' semaphores
+            raise no_shared_memory(error) from error
+        raise
     # PyTorch's handler would raise in the middle of a step, or while a checkpoint is written.
     if reader.num_workers and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -109,11 +121,13 @@ def explain_dead_workers(advice: str = _ADVICE) -> Iterator[None]:
         advice: What to do if memory ran out, and then.
 
     Raises:
-        UserError: A worker was killed.
+        UserError: A worker was killed, or the memory that workers share is full.
     """
     try:
         yield
     except RuntimeError as error:
+        if not isinstance(error, UserError) and _SHARED_MEMORY.search(str(error)):
+            raise no_shared_memory(error) from error
         # PyTorch's report of a killed worker starts so; an error raised in a worker does not.
         if isinstance(error, UserError) or "DataLoader worker (pid" not in str(error):
             raise

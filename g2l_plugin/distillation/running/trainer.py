@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from eva.core.trainers import Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.plugins import CheckpointIO
@@ -21,6 +20,7 @@ from typing_extensions import override
 from g2l_plugin import upstream
 from g2l_plugin.distillation.running.atomic_checkpoint import AtomicCheckpointIO
 from g2l_plugin.distillation.running.data_wait import DataWait
+from g2l_plugin.distillation.running.failures import explain
 from g2l_plugin.distillation.running.full_disk import tolerate_full_disk
 from g2l_plugin.distillation.running.loss_guard import LossGuard
 from g2l_plugin.distillation.running.resume import (
@@ -258,7 +258,7 @@ class KDTrainer(Trainer):
                 yield
         except Exception as error:
             _end(upstream.take_over_processes(self))
-            if (message := _explain(error, self.world_size)) is not None:
+            if (message := explain(error, self.world_size)) is not None:
                 raise UserError(message) from error
             raise
 
@@ -277,19 +277,3 @@ def _end(processes: list[subprocess.Popen]) -> None:
             process.wait(max(0.0, until - time.monotonic()))
         process.kill()
         process.wait()
-
-
-def _explain(error: Exception, n_devices: int) -> str | None:
-    """What an error of PyTorch means for a user, and what to do; None for other errors."""
-    if isinstance(error, torch.OutOfMemoryError):
-        return (
-            f"The device's memory is full: {in_one_line(error)}. Set `micro_batch_size` "
-            "(MICRO_BATCH_SIZE), which does not change the loss, or lower BATCH_SIZE."
-        )
-    # A collective call fails like this when a device is gone.
-    if n_devices > 1 and (isinstance(error, torch.distributed.DistError) or "/gloo/" in str(error)):
-        return (
-            "Another device of the run has ended; its own error says why. Run the same command "
-            "again: it resumes from the last checkpoint (`resume: auto`)."
-        )
-    return None

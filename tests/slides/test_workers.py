@@ -1,0 +1,60 @@
+import errno
+import os
+
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from g2l_plugin.errors import UserError
+from g2l_plugin.slides.block_reader import BlockReader
+from g2l_plugin.slides.workers import explain_dead_workers, start_workers
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "unable to allocate shared memory(shm) for file </torch_7_1_0>: No space left on device"
+        " (28)",
+        "unable to open shared memory object </torch_7_1_0> in read-write mode: No space left on"
+        " device (28)",
+        "unable to resize file </torch_7_1_0> to the right size: No space left on device (28)",
+        "DataLoader worker (pid 7) is killed by signal: Bus error. It is possible that dataloader's"
+        " workers are out of shared memory. Please try to raise your shared memory limit.",
+    ],
+)
+def test_full_shared_memory_is_no_full_disk(message):
+    with pytest.raises(UserError, match=r"/dev/shm, is full: .*--shm-size.*N_DATA_WORKERS"):  # noqa: SIM117
+        with explain_dead_workers():
+            raise RuntimeError(message)
+
+
+def test_a_full_disk_is_not_explained_as_shared_memory():
+    with pytest.raises(RuntimeError, match="^No space left on device$"):  # noqa: SIM117
+        with explain_dead_workers():
+            raise RuntimeError("No space left on device")
+
+
+def test_rows_that_do_not_fit_into_shared_memory_say_so(monkeypatch):
+    class Dataset:
+        tile_shape = (3, 8, 8)
+
+    def fail(self):
+        raise RuntimeError("unable to allocate shared memory(shm) for file </torch_1>: No space")
+
+    monkeypatch.setattr(torch.Tensor, "share_memory_", fail)
+    with pytest.raises(UserError, match="/dev/shm, is full.*--shm-size"):
+        BlockReader(Dataset(), 4, "spawn")
+    assert len(BlockReader(Dataset(), 4, "fork").tiles) == 4
+
+
+def test_queues_that_do_not_fit_into_shared_memory_say_so(monkeypatch):
+    def fail(self):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(DataLoader, "__iter__", fail)
+    code = errno.ENOSPC  # of a semaphore
+    with pytest.raises(UserError, match="/dev/shm, is full.*--shm-size"):
+        start_workers(DataLoader([1]))
+    code = errno.EMFILE
+    with pytest.raises(OSError, match=os.strerror(code)):
+        start_workers(DataLoader([1]))
