@@ -34,7 +34,7 @@ def read_in_order(
 
     Yields:
         Of each block, the numbers of the tiles that could be read, and these tiles, uint8
-        (n, 3, height, width), pinned if there is a GPU.
+        (n, 3, height, width), pinned if a GPU is used.
 
     Raises:
         UserError: A worker was killed.

@@ -133,7 +133,7 @@ class TileLoader:
         return self._worker_options.get("num_workers", 0)
 
     def __iter__(self) -> Iterator[TileBatch]:
-        """Yields the batches of an epoch, or the rest of a resumed one; pinned if there is a GPU.
+        """Yields the batches of an epoch, or the rest of a resumed one; pinned if a GPU is used.
 
         Raises:
             UserError: A worker was killed, or too many tiles are lost.

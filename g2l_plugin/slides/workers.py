@@ -51,7 +51,7 @@ def read_blocks(
         advice: What to do if memory ran out, and then.
 
     Yields:
-        The tiles of each block, uint8 (n, 3, height, width), pinned if there is a GPU.
+        The tiles of each block, uint8 (n, 3, height, width), pinned if this process uses a GPU.
 
     Raises:
         UserError: A worker was killed.
@@ -79,8 +79,11 @@ def read_blocks(
 
 
 def copy_rows(tiles: torch.Tensor, rows: np.ndarray) -> torch.Tensor:
-    """Copies rows of shared memory into a batch, pinned if there is a GPU."""
-    batch = tiles.new_empty((len(rows), *tiles.shape[1:]), pin_memory=torch.cuda.is_available())
+    """Copies rows of shared memory into a batch, pinned if this process uses a GPU."""
+    # Not wherever there is a GPU: pinning takes a context on it, some 500 MB, which a run on the
+    # CPU would hold for nothing. A run on a GPU has moved its model there before it reads.
+    pin = torch.cuda.is_initialized()
+    batch = tiles.new_empty((len(rows), *tiles.shape[1:]), pin_memory=pin)
     # By numpy: as many threads of torch as cores wait 20 times as long for workers' cores.
     np.take(tiles.numpy(), rows, axis=0, out=batch.numpy(), mode="clip")
     return batch

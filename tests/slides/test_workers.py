@@ -1,13 +1,15 @@
 import errno
 import os
 
+import numpy as np
 import pytest
 import torch
+from fake_cuda import fake_cuda
 from torch.utils.data import DataLoader
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides.block_reader import BlockReader
-from g2l_plugin.slides.workers import explain_dead_workers, start_workers
+from g2l_plugin.slides.workers import copy_rows, explain_dead_workers, start_workers
 
 
 @pytest.mark.parametrize(
@@ -58,3 +60,16 @@ def test_queues_that_do_not_fit_into_shared_memory_say_so(monkeypatch):
     code = errno.EMFILE
     with pytest.raises(OSError, match=os.strerror(code)):
         start_workers(DataLoader([1]))
+
+
+def test_a_batch_is_pinned_where_a_gpu_is_used_and_not_where_there_is_one(monkeypatch):
+    tiles, rows = torch.arange(8, dtype=torch.uint8).view(4, 2, 1, 1), np.array([3, 1])
+    with fake_cuda(monkeypatch):  # which knows what is pinned, and needs no driver
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+        pinned = []
+        for is_used in (False, True):
+            monkeypatch.setattr(torch.cuda, "is_initialized", lambda used=is_used: used)
+            batch = copy_rows(tiles, rows)
+            assert batch.flatten().tolist() == [6, 7, 2, 3]
+            pinned.append(batch.is_pinned())
+    assert pinned == [False, True]
