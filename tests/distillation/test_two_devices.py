@@ -10,17 +10,21 @@ from safetensors.torch import load_file
 SCRIPT = Path(__file__).with_name("two_devices.py")
 
 
-def test_two_devices_train_as_one_with_twice_the_tiles_and_stop_together(tmp_path):
+def run_on_one_and_two(tmp_path, *options):
+    """What one device, and each of two, has after training on the same tiles."""
     teacher = save_tiny_model(tmp_path / "teacher", **WIDER)
     for devices in (1, 2):
         subprocess.run(
-            [sys.executable, SCRIPT, str(devices), teacher, tmp_path / "out"],
+            [sys.executable, SCRIPT, str(devices), teacher, tmp_path / "out", *options],
             check=True,
             cwd=tmp_path,
             env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[1])},
         )
-    one = load_file(tmp_path / "out_1_0.safetensors")
-    first, second = (load_file(tmp_path / f"out_2_{rank}.safetensors") for rank in (0, 1))
+    return [load_file(tmp_path / f"out_{name}.safetensors") for name in ("1_0", "2_0", "2_1")]
+
+
+def test_two_devices_train_as_one_with_twice_the_tiles_and_stop_together(tmp_path):
+    one, first, second = run_on_one_and_two(tmp_path)
     assert 5 < len(one["losses"]) < 24  # the early stop ended it
     assert one["tiles_seen"] == first["tiles_seen"] == 12 * len(one["losses"])
     for other in (first, second):
@@ -29,3 +33,13 @@ def test_two_devices_train_as_one_with_twice_the_tiles_and_stop_together(tmp_pat
             torch.testing.assert_close(other[name], value, rtol=1e-4, atol=2e-4, msg=name)
     for name, value in first.items():
         assert torch.equal(second[name], value), name
+
+
+def test_two_devices_keep_the_queue_of_one_with_the_tiles_of_both(tmp_path):
+    one, *others = run_on_one_and_two(tmp_path, "30")
+    queues = [name for name in one if name.endswith("loss._extra_state") and one[name].numel()]
+    assert len(queues) == 2  # of each width
+    for name in queues:
+        assert one[name].shape == (30, 48)  # the last two batches, and a half of that before
+        for other in others:  # DDP copies the first device's buffers to the second: the same
+            torch.testing.assert_close(other[name], one[name], rtol=1e-4, atol=2e-4)

@@ -1,6 +1,6 @@
 """Trains a tiny student for some steps on one or several devices (processes); run by a test.
 
-Run: python two_devices.py DEVICES TEACHER OUT
+Run: python two_devices.py DEVICES TEACHER OUT [QUEUE_SIZE]
 """
 
 import sys
@@ -12,6 +12,7 @@ from helpers import TINY
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
+from g2l_plugin.distillation.losses import LogSumLoss, SimilarityKLLoss
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.schedule import CosineSchedule, LossEarlyStopping
 from g2l_plugin.encoders.load import EncoderSource
@@ -59,7 +60,7 @@ class Data(pl.LightningDataModule):
         return DataLoader(batches, batch_size=None)
 
 
-def main(devices, teacher, out):
+def main(devices, teacher, out, queue_size=None):
     torch.manual_seed(0)
     losses = Losses()
     trainer = pl.Trainer(
@@ -77,6 +78,7 @@ def main(devices, teacher, out):
     module = DistillationModule(
         teacher=EncoderSource(f"local-dir:{teacher}"),
         student=EncoderSource("timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY),
+        loss=SimilarityKLLoss(int(queue_size)) if queue_size else LogSumLoss(),
         view=AugmentedView(32),
         patch_weight=0.5,
         optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
@@ -91,4 +93,4 @@ def main(devices, teacher, out):
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], sys.argv[3])
+    main(int(sys.argv[1]), *sys.argv[2:])
