@@ -56,6 +56,7 @@ class RotationObjective(nn.Module):
         self.weights = list(weights)
         self.teacher_dims = list(teacher_dims)
         total = sum(teacher_dims)
+        self.learned = learned
         start = torch.eye(total, student_dim)
         if learned:
             self.rotation = nn.Parameter(start)
@@ -134,11 +135,10 @@ class RotationObjective(nn.Module):
                 x = x @ self.rotation.T  # (B, D_t)
             else:
                 y = y @ self.rotation  # (B, D_s)
-            return self.loss(x, y) + self._distance_from_rotation()  # ()
+            loss = self.loss(x, y)  # ()
+            return loss + self._distance_from_rotation() if self.learned else loss
 
-    def _distance_from_rotation(self) -> torch.Tensor | float:
-        if not isinstance(self.rotation, nn.Parameter):
-            return 0.0
+    def _distance_from_rotation(self) -> torch.Tensor:
         tall = self.rotation.shape[0] > self.rotation.shape[1]
         gram = self.rotation.mT @ self.rotation if tall else self.rotation @ self.rotation.mT
         return (gram - torch.eye(len(gram), device=gram.device)).square().sum() / len(gram)
