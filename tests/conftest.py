@@ -62,3 +62,32 @@ def real_slides() -> Path:
     if not (folder / "CMU-1-Small-Region.svs").is_file():
         pytest.skip("no real slides: set G2L_SLIDES to their folder")
     return folder
+
+
+@pytest.fixture
+def settings(tmp_path):
+    """The recipe's defaults, with folders of the test."""
+    from g2l_plugin.planning.settings import Model, Settings
+
+    return Settings(
+        teachers=(Model("TEACHER", "hf-hub:bioptimus/H-optimus-0", dtype="bfloat16"),),
+        student=Model("STUDENT", "hf-hub:histai/hibou-L"),
+        batch_size=32,
+        micro_batch_size=None,
+        max_steps=100000,
+        view_size=224,
+        devices=1,
+        accelerator="auto",
+        precision="bf16-mixed",
+        tile_size=256,
+        buffer_tiles=8192,
+        workers=8,
+        n_slides=1000,
+        output_root=tmp_path / "logs",
+        index_root=tmp_path / "index",
+        slides_root=tmp_path / "slides",
+        slides=None,
+        overwrite_mpp=None,
+        packed_root=None,
+        teacher_cache=None,
+    )

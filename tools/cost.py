@@ -18,50 +18,26 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from g2l_plugin.config_files import load_config
-from g2l_plugin.encoders.known import find_known
-from g2l_plugin.encoders.timm_network import create_timm
+from g2l_plugin.planning import disk
+from g2l_plugin.planning.gpus import GPUS, Gpu
+from g2l_plugin.planning.plan import describe_networks
+from g2l_plugin.planning.speed import COMPILED_SHARE, PRODUCT_SHARE, step_flops, tiles_per_second
+from g2l_plugin.planning.weightless import build_weightless, read_module
 
-PRODUCT_SHARE = 658 / 989
-"""Share of the nominal speed in a large matrix product in bfloat16, measured on an H200."""
-
-STEP_SHARE = 0.61
-"""Share of that product in a step with COMPILE=true and batches of 32, measured there too."""
+CONFIG = "g2l_breast"
+"""The config of the run."""
 
 TILES_PER_CORE = {"slides": 455, "packed": 1091}
 """Tiles/s that one core reads from slides of 0.25 µm/px: the table in docs/reading.md."""
 
-BYTES_PER_WEIGHT = 12
-"""A weight and AdamW's two moments in float32, as a checkpoint holds them."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Machine:
-    """The GPUs of a run.
-
-    Attributes:
-        gpu: Their name.
-        n: Their number.
-        tflops: Nominal dense bfloat16 speed of one GPU in TFLOP/s, as its maker states it.
-        dollars: Assumed price of a GPU-hour.
-    """
-
-    gpu: str
-    n: int
-    tflops: float
-    dollars: float
-
-
-MACHINES = (
-    Machine("H200", 1, 989, 3.5),
-    Machine("RTX A6000", 3, 154.8, 0.8),
-    Machine("H100", 8, 989, 2.5),
+MACHINES: tuple[tuple[Gpu, int], ...] = (
+    (GPUS["h200-141"], 1),
+    (GPUS["a6000-48"], 3),
+    (GPUS["h100-80"], 8),
 )
+"""GPUs of a run: their kind and number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,9 +45,6 @@ class Recipe:
     """The settings of the recipe that decide the costs.
 
     Attributes:
-        teacher: Source of the teacher.
-        student: Source of the student's initial weights.
-        image_size: Side of a view, in pixels.
         steps: Maximum number of steps.
         step_tiles: Tiles in a step on one device.
         val_tiles: Tiles in a validation.
@@ -80,9 +53,6 @@ class Recipe:
         checkpoint_minutes: Maximum minutes between two checkpoints.
     """
 
-    teacher: str
-    student: str
-    image_size: int
     steps: int
     step_tiles: int
     val_tiles: int
@@ -91,34 +61,16 @@ class Recipe:
     checkpoint_minutes: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """An architecture, counted.
-
-    Attributes:
-        parameters: Number of weights.
-        features: Width of an embedding.
-        flops: Floating-point operations of the forward pass of one image.
-    """
-
-    parameters: int
-    features: int
-    flops: int
-
-
 def read_recipe() -> Recipe:
     """Picks the settings that decide the costs."""
-    config = load_config("g2l_breast")
-    trainer, model, data = (config[part]["init_args"] for part in ("trainer", "model", "data"))
+    config = load_config(CONFIG)
+    trainer, data = (config[part]["init_args"] for part in ("trainer", "data"))
     (checkpoint,) = (
         callback["init_args"]
         for callback in trainer["callbacks"]
         if callback["class_path"] == "g2l_plugin.RunCheckpoint"
     )
     return Recipe(
-        teacher=model["teacher"]["source"],
-        student=model["student"]["source"],
-        image_size=int(model["view"]["init_args"]["size"]),
         steps=int(trainer["max_steps"]),
         step_tiles=int(data["dataloaders"]["train"]["batch_size"]),
         val_tiles=int(data["datasets"]["train"]["init_args"]["n_val_tiles"]),
@@ -126,22 +78,6 @@ def read_recipe() -> Recipe:
         checkpoint_every=int(checkpoint["every_n_train_steps"]),
         checkpoint_minutes=int(checkpoint["every_minutes"]),
     )
-
-
-def count_network(source: str, image_size: int) -> Network:
-    """Counts a known encoder on the meta device, without memory for its weights."""
-    known = find_known(source)
-    if known is None:
-        raise SystemExit(f"Unknown encoder {source!r}. Give one that `g2l models` lists.")
-    with torch.device("meta"):
-        model: Any = create_timm(
-            known.architecture, source, None, torch.float32, dict(known.model_kwargs)
-        ).eval()
-        image = torch.empty(1, 3, image_size, image_size)
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        model(image)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    return Network(parameters, model.num_features, counter.get_total_flops())
 
 
 def read_share(path: Path) -> tuple[float, str]:
@@ -158,31 +94,29 @@ def read_share(path: Path) -> tuple[float, str]:
 def page(options: argparse.Namespace) -> str:
     """Writes the page in Markdown."""
     recipe = read_recipe()
-    teacher, student = (
-        count_network(source, recipe.image_size) for source in (recipe.teacher, recipe.student)
-    )
-    flops = teacher.flops + 3 * student.flops
-    cached = 3 * student.flops
-    share = STEP_SHARE
+    module = read_module(CONFIG)
+    build_weightless(module)
+    (teacher,), student, weights = describe_networks(module)
+    flops, cached = step_flops(teacher.flops, student.flops), step_flops(0, student.flops)
+    share = COMPILED_SHARE
     of_share = "the step alone with COMPILE=true, measured on an H200: [speed](training.md#speed)"
     if options.training is not None:
         share, of_share = read_share(options.training)
     tiles = options.slides * options.tiles_per_slide
     rows = []
-    for machine in MACHINES:
-        speed = machine.n * machine.tflops * 1e12 * PRODUCT_SHARE * share
-        rate = speed / flops
-        hours, hours_cached = tiles / rate / 3600, tiles * cached / speed / 3600
-        price = options.price.get(machine.gpu, machine.dollars)
+    for gpu, n in MACHINES:
+        rate = n * tiles_per_second(gpu.tflops, flops, share)
+        hours = tiles / rate / 3600
+        hours_cached = hours * cached / flops
+        price = options.price.get(gpu.name, gpu.dollars)
         cores = {name: rate / each for name, each in TILES_PER_CORE.items()}
         rows.append(
-            f"| {machine.n} x {machine.gpu} | {rate:,.0f} | {hours:,.1f} | {hours_cached:,.1f} "
+            f"| {n} x {gpu.name} | {rate:,.0f} | {hours:,.1f} | {hours_cached:,.1f} "
             f"| {cores['slides']:,.1f} | {cores['packed']:,.1f} | {price:.2f} "
-            f"| {hours * machine.n * price:,.0f} |"
+            f"| {hours * n * price:,.0f} |"
         )
-    weights = student.parameters + (student.features + 1) * teacher.features
-    checkpoint = weights * BYTES_PER_WEIGHT
-    disk = {
+    checkpoint = disk.checkpoint(weights)
+    sizes = {
         f"{options.slides:,} slides of {options.gb_per_slide:g} GB": options.slides
         * options.gb_per_slide
         * 1e9,
@@ -191,14 +125,15 @@ def page(options: argparse.Namespace) -> str:
         * 1e3,
         "three checkpoints (two kept, one being written)": 3 * checkpoint,
         "last.ckpt": checkpoint,
-        "the published student": 4 * student.parameters,
-        f"the teacher's weights, {teacher.parameters / 1e6:,.1f} M in float32": 4
-        * teacher.parameters,
-        "the teacher's embeddings of one view of each tile, bfloat16 (optional)": tiles
-        * teacher.features
-        * 2,
+        "the published student": disk.weights(student.parameters),
+        f"the teacher's weights, {teacher.parameters / 1e6:,.1f} M in float32": disk.weights(
+            teacher.parameters
+        ),
+        "the teacher's embeddings of one view of each tile, bfloat16 (optional)": disk.embeddings(
+            tiles, teacher.features
+        ),
     }
-    fastest = max(machine.tflops for machine in MACHINES) * 1e12 * PRODUCT_SHARE * share / flops
+    fastest = max(tiles_per_second(gpu.tflops, flops, share) for gpu, _ in MACHINES)
     of_pass = recipe.steps * recipe.step_tiles / tiles
     between = min(
         60 * recipe.checkpoint_minutes, recipe.checkpoint_every * recipe.step_tiles / fastest
@@ -238,9 +173,12 @@ def page(options: argparse.Namespace) -> str:
         f"({recipe.val_tiles:,} tiles every {recipe.val_every} steps). Both shares are for the "
         f"fastest device with batches of {recipe.step_tiles}; larger batches make them smaller.",
         "",
+        "`g2l plan` says the same of your networks, batch, GPUs and slides, and whether a step "
+        "fits into their memory: [what a run needs](doctor.md#before-a-gpu-is-rented).",
+        "",
         "| disk | GB |",
         "|---|---|",
-        *(f"| {name} | {size / 1e9:,.1f} |" for name, size in disk.items()),
+        *(f"| {name} | {size / 1e9:,.1f} |" for name, size in sizes.items()),
     ]
     return "\n".join(lines) + "\n"
 
@@ -256,9 +194,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--training", type=Path, help="results of benchmarks/training.py on a GPU")
     parser.add_argument("--slides", type=int, default=1000)
-    parser.add_argument("--tiles-per-slide", type=int, default=7500)
-    parser.add_argument("--gb-per-slide", type=float, default=1.0)
-    parser.add_argument("--kb-per-tile", type=float, default=25.0)
+    parser.add_argument("--tiles-per-slide", type=int, default=disk.TILES_PER_SLIDE)
+    parser.add_argument("--gb-per-slide", type=float, default=disk.SLIDE / 1e9)
+    parser.add_argument("--kb-per-tile", type=float, default=disk.PACKED_TILE / 1e3)
     parser.add_argument("--gb-per-second", type=float, default=1.0, help="speed of the disk")
     parser.add_argument(
         "--price", type=parse_price, action="append", default=[], metavar="GPU=DOLLARS"

@@ -17,6 +17,7 @@ from g2l_plugin.cli import (
     invariance,
     models,
     pack,
+    plan,
     prepare,
     publish,
     report,
@@ -25,6 +26,7 @@ from g2l_plugin.errors import UserError
 
 _COMMANDS = (
     config,
+    plan,
     doctor,
     models,
     index,

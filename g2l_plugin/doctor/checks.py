@@ -7,8 +7,8 @@ import warnings
 from collections.abc import Iterator
 
 from g2l_plugin.doctor.finding import Finding, problem, warning
-from g2l_plugin.doctor.settings import read_settings
 from g2l_plugin.errors import UserError, in_one_line
+from g2l_plugin.planning.settings import read_settings
 
 CHECKS = (
     ("Python", "g2l_plugin.doctor.software:check_python"),

@@ -13,7 +13,7 @@ from huggingface_hub import constants
 
 from g2l_plugin.doctor import needs
 from g2l_plugin.doctor.finding import Finding, gigabytes, ok, problem
-from g2l_plugin.doctor.settings import Settings
+from g2l_plugin.planning.settings import Settings
 
 
 @dataclasses.dataclass(frozen=True)

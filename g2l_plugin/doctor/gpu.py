@@ -10,10 +10,10 @@ import subprocess
 
 import torch
 
+from g2l_plugin.doctor.device_memory import device_memory, is_measured, largest_fitting
 from g2l_plugin.doctor.finding import Finding, gigabytes, ok, problem, warning
-from g2l_plugin.doctor.needs import DEVICE_OVERHEAD, device_memory, is_measured, largest_batch
-from g2l_plugin.doctor.settings import Settings
 from g2l_plugin.errors import in_one_line
+from g2l_plugin.planning.settings import Settings
 
 _QUICKSTART = "Quickstart: eva fit --config $(g2l config quickstart)"
 _CPU = "On a CPU, only the quickstart is practical: the recipe would take months."
@@ -115,12 +115,12 @@ def judge_gpus(devices: Devices, settings: Settings) -> list[Finding]:
     smallest = min(used, key=lambda gpu: gpu.total)
     findings = [_judge_memory(smallest, len(used), settings)]
     fullest = min(used, key=lambda gpu: gpu.free)
-    if findings[0].mark == "ok" and fullest.free < _need(settings, _batch(settings)):
+    if findings[0].mark == "ok" and fullest.free < device_memory(settings):
         held = gigabytes(fullest.total - fullest.free)
         findings = [
             problem(
                 f"{held} of {gigabytes(fullest.total)} of a {fullest.name} are held by others, and "
-                f"training needs {gigabytes(_need(settings, _batch(settings)))}.",
+                f"training needs {gigabytes(device_memory(settings))}.",
                 "End them (nvidia-smi lists them), or choose another GPU: CUDA_VISIBLE_DEVICES=1",
             )
         ]
@@ -159,7 +159,7 @@ def _judge_none(devices: Devices, settings: Settings) -> Finding:
 def _judge_memory(gpu: Gpu, n: int, settings: Settings) -> Finding:
     """Judges the memory of the smallest GPU."""
     batch = _batch(settings)
-    need = _need(settings, batch)
+    need = device_memory(settings)
     about = "" if is_measured(settings) else "about "
     variable = "MICRO_BATCH_SIZE" if settings.micro_batch_size else "BATCH_SIZE"
     fact = (
@@ -168,7 +168,7 @@ def _judge_memory(gpu: Gpu, n: int, settings: Settings) -> Finding:
     )
     if need <= gpu.total:
         return ok(fact)
-    if (micro := largest_batch(settings, gpu.total)) is None:
+    if (micro := largest_fitting(settings, gpu.total)) is None:
         return problem(fact, "Train on a larger GPU, or a smaller student: STUDENT=scratch:vits14")
     advice = f"Set MICRO_BATCH_SIZE={micro} (the same gradient, in less memory and more time)"
     return problem(fact, advice) if is_measured(settings) else warning(fact, advice)
@@ -216,10 +216,6 @@ def _is_compiled_for(capability: tuple[int, int], architectures: tuple[str, ...]
 
 def _batch(settings: Settings) -> int:
     return min(settings.micro_batch_size or settings.batch_size, settings.batch_size)
-
-
-def _need(settings: Settings, batch: int) -> float:
-    return device_memory(settings, batch) + DEVICE_OVERHEAD
 
 
 def _list_by_driver() -> tuple[str, ...]:

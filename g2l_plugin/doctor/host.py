@@ -10,8 +10,8 @@ from pathlib import Path
 
 from g2l_plugin.doctor.finding import Finding, gigabytes, ok, problem, warning
 from g2l_plugin.doctor.needs import OPEN_FILES, host_memory, shared_memory
-from g2l_plugin.doctor.settings import Settings
 from g2l_plugin.parallel import usable_cpus
+from g2l_plugin.planning.settings import Settings
 
 try:
     import resource

@@ -9,10 +9,10 @@ from huggingface_hub import HfApi, constants, errors, get_token
 from huggingface_hub.utils import build_hf_headers, get_session, validate_repo_id
 
 from g2l_plugin.doctor.finding import Finding, gigabytes, ok, problem, warning
-from g2l_plugin.doctor.settings import Model, Settings
 from g2l_plugin.encoders.hub_errors import check_token, explain_hub_errors, explain_proxy
 from g2l_plugin.encoders.locate import locate_folder, split_revision
 from g2l_plugin.errors import UserError, in_one_line
+from g2l_plugin.planning.settings import Model, Settings
 from g2l_plugin.runs.model_names import find_source
 
 TIMEOUT = 10.0

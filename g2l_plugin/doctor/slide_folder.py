@@ -7,8 +7,8 @@ import time
 from pathlib import Path
 
 from g2l_plugin.doctor.finding import Finding, ok, problem, warning
-from g2l_plugin.doctor.settings import Settings
 from g2l_plugin.errors import UserError
+from g2l_plugin.planning.settings import Settings
 from g2l_plugin.slides.slide import SlideError, open_slide, slide_mpp
 from g2l_plugin.slides.slide_list import SLIDE_SUFFIXES, is_slide, read_slide_list
 

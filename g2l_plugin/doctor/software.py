@@ -14,8 +14,8 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from g2l_plugin.doctor.finding import Finding, ok, problem, warning
-from g2l_plugin.doctor.settings import Settings
 from g2l_plugin.errors import in_one_line
+from g2l_plugin.planning.settings import Settings
 
 _PACKAGE = "g2l-plugin"
 _SWITCHES = ("G2L_PLUGIN_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD")

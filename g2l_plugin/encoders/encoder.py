@@ -120,8 +120,10 @@ class Encoder(nn.Module):
             )
         self.embedding_dim = _embedding_dim(model) * (1 + (output == "class_and_mean_patch"))
         # Not in the state dict: normalisation is a setting of the source and is not trained.
+        # With values even where the network has none, on the meta device.
         for name, values in (("mean", mean), ("std", std)):
-            self.register_buffer(name, torch.tensor(values).view(1, 3, 1, 1), persistent=False)
+            buffer = torch.tensor(values, device="cpu").view(1, 3, 1, 1)
+            self.register_buffer(name, buffer, persistent=False)
 
     @override
     def train(self, mode: bool = True) -> Encoder:

@@ -8,7 +8,7 @@ from helpers import save_tiny_model
 from hub_server import COMMIT, serve_hub
 
 from g2l_plugin.doctor.hub import Account, check_local, judge_account
-from g2l_plugin.doctor.settings import Model
+from g2l_plugin.planning.settings import Model
 
 TOKEN = "hf_that_nobody_may_read"
 TEACHER, STUDENT = "bioptimus/H-optimus-0", "org/open"
@@ -16,7 +16,7 @@ TEACHER, STUDENT = "bioptimus/H-optimus-0", "org/open"
 CLIENT = """
 import json, os, sys
 from g2l_plugin.doctor.hub import check_hub
-from g2l_plugin.doctor.settings import read_settings
+from g2l_plugin.planning.settings import read_settings
 for line in sys.stdin:
     os.environ.update(json.loads(line))
     found = check_hub(read_settings("g2l_breast"))

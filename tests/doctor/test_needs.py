@@ -1,58 +1,9 @@
-import dataclasses
 import re
 
 import pytest
 from helpers import ROOT
-from hypothesis import HealthCheck, given
-from hypothesis import settings as options
-from hypothesis import strategies as st
 
 from g2l_plugin.doctor import needs
-from g2l_plugin.doctor.settings import Model
-
-DOCS = (ROOT / "docs" / "training.md").read_text()
-
-
-def test_the_measured_memory_is_that_of_the_document():
-    rows = re.findall(r"^\| eager, (\d+) \|(.*)\|$", DOCS, re.MULTILINE)
-    measured = {int(batch): float(cells.split("|")[4]) * 1e9 for batch, cells in rows}
-    assert measured == needs.MEASURED
-
-
-def test_the_default_networks_need_what_was_measured(settings):
-    assert needs.is_measured(settings)
-    for batch, peak in needs.MEASURED.items():
-        assert needs.device_memory(settings, batch) == pytest.approx(peak)
-
-
-def test_without_activations_it_is_weights_gradients_and_moments(settings):
-    # H-optimus-0 in two bytes; Hibou-L in float32, with its gradient and two moments.
-    assert needs.device_memory(settings, 0) == pytest.approx(1_134_774_272 * 2 + 303_657_216 * 16)
-
-
-def test_another_teacher_changes_its_weights_alone(settings):
-    teacher = dataclasses.replace(settings.teachers[0], dtype="float32")
-    other = dataclasses.replace(settings, teachers=(teacher,))
-    assert not needs.is_measured(other)
-    difference = needs.device_memory(other, 64) - needs.device_memory(settings, 64)
-    assert difference == pytest.approx(1_134_774_272 * 2)
-
-
-def test_a_smaller_student_needs_less_but_never_less_than_depth_times_width(settings):
-    small = dataclasses.replace(settings, student=Model("STUDENT", "scratch:vits14"))
-    fixed, whole = needs.device_memory(small, 0), needs.device_memory(small, 32)
-    activations = needs.MEASURED[32] - needs.device_memory(settings, 0)
-    assert activations * (12 * 384) / (24 * 1024) < whole - fixed < activations / 2
-
-
-@options(suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(batch=st.integers(1, 1000), memory=st.floats(1e9, 2e11))
-def test_more_tiles_need_more_memory_and_the_advice_fits(settings, batch, memory):
-    settings = dataclasses.replace(settings, batch_size=batch)
-    assert needs.device_memory(settings, batch + 1) > needs.device_memory(settings, batch)
-    if (advised := needs.largest_batch(settings, memory)) is not None:
-        assert advised < batch
-        assert needs.device_memory(settings, advised) + needs.DEVICE_OVERHEAD <= memory
 
 
 def test_the_disk_that_is_needed_is_that_of_the_cost_page(settings):

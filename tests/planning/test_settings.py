@@ -3,8 +3,8 @@ from pathlib import Path
 
 import pytest
 
-from g2l_plugin.doctor.settings import Model, read_settings
 from g2l_plugin.errors import UserError
+from g2l_plugin.planning.settings import Model, read_settings
 
 VARIABLES = ("TEACHER", "STUDENT", "BATCH_SIZE", "MICRO_BATCH_SIZE", "NUM_DEVICES", "CANCER")
 FOLDERS = ("OUTPUT_ROOT", "INDEX_ROOT", "SLIDES_ROOT", "SLIDES", "PACKED_ROOT", "TEACHER_CACHE")

@@ -14,9 +14,6 @@ from g2l_plugin.config_files import load_config
 from g2l_plugin.encoders.known import KnownEncoder, find_known
 from g2l_plugin.errors import UserError
 
-_SIZES = {"bfloat16": 2, "float16": 2}
-"""Bytes of a weight, by its precision; 4 for others."""
-
 
 @dataclasses.dataclass(frozen=True)
 class Model:
@@ -52,10 +49,6 @@ class Model:
         scheme, _, name = self.source.partition("@")[0].partition(":")
         return name if scheme == "hf-hub" else self.known.repo_id if self.known else None
 
-    def bytes(self, parameters: int) -> int:
-        """Size of this number of weights in its precision."""
-        return parameters * _SIZES.get(self.dtype, 4)
-
     def is_cached(self) -> bool:
         """Whether its weights are in the Hub's local cache."""
         if self.repo_id is None:
@@ -77,6 +70,8 @@ class Settings:
         student: The student.
         batch_size: Tiles in a step, per device.
         micro_batch_size: Tiles in a forward pass; None takes the batch.
+        max_steps: Maximum number of steps.
+        view_size: Side of a view in pixels.
         devices: Number of devices; None takes all.
         accelerator: Lightning's name of the kind of device.
         precision: Lightning's name of the precision.
@@ -97,6 +92,8 @@ class Settings:
     student: Model
     batch_size: int
     micro_batch_size: int | None
+    max_steps: int
+    view_size: int
     devices: int | None
     accelerator: str
     precision: str
@@ -139,6 +136,8 @@ def read_settings(config: str) -> Settings:
             student=_model("STUDENT", model["student"]),
             batch_size=_whole("BATCH_SIZE", loader["batch_size"]),
             micro_batch_size=_whole_or_none("MICRO_BATCH_SIZE", model["micro_batch_size"]),
+            max_steps=_whole("MAX_STEPS", trainer["max_steps"], least=-1),  # -1: no limit
+            view_size=_whole("VIEW_SIZE", model["view"]["init_args"]["size"]),
             devices=devices if isinstance(devices, int) and devices > 0 else None,
             accelerator=str(trainer["accelerator"]),
             precision=str(trainer["precision"]),
