@@ -43,6 +43,7 @@ from .embedding.embed_slides import embed_slides as embed_slides
 # Evaluate.
 from .evaluation.embed import embed_tiles as embed_tiles
 from .evaluation.writer import EmbeddingsWriter as EmbeddingsWriter
+from .evaluation.segmentation import SegmentationEmbeddingsWriter as SegmentationEmbeddingsWriter
 from .evaluation.embedding_files import EmbeddingsInMemory as EmbeddingsInMemory
 from .evaluation.expression_embeddings import ExpressionEmbeddings as ExpressionEmbeddings
 from .evaluation.embedding_metrics import EmbeddingMetrics as EmbeddingMetrics

@@ -151,5 +151,13 @@ def registry_name(network: Any) -> str | None:
     return getattr(network, "_model_name", None)
 
 
+def registry_out_indices(network: Any) -> Any:
+    """The `out_indices` that a backbone of eva's registry was built with; None for other networks.
+
+    eva 0.4.5 keeps the arguments of a backbone private.
+    """
+    return getattr(network, "_model_kwargs", {}).get("out_indices")
+
+
 def _nothing() -> None:
     """Does nothing."""

@@ -1,4 +1,4 @@
-"""Writes the eva configs of all benchmark tasks from one template (`make benchmark_configs`).
+"""Writes the eva configs of all benchmark tasks from two templates (`make benchmark_configs`).
 
 python tools/benchmark_configs.py configs/benchmarks
 """
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jinja2
+from segmentation_tasks import SEGMENTATION_TASKS
 
 from g2l_plugin.demo.tissue import TISSUE_CLASSES
 from g2l_plugin.files import write_text
@@ -474,13 +475,18 @@ TASKS = {
 
 def render_configs() -> Iterator[tuple[str, str]]:
     """Yields the name and the text of every benchmark config."""
-    template = Path(__file__).with_name("benchmark.yaml.jinja")
     environment = jinja2.Environment(
-        undefined=jinja2.StrictUndefined, keep_trailing_newline=True, autoescape=False
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+        autoescape=False,
     )
-    compiled = environment.from_string(template.read_text(encoding="utf-8"))
+    template = environment.get_template("benchmark.yaml.jinja")
     for name, task in TASKS.items():
-        yield name, compiled.render(name=name, task=task, folder=task.folder or name, model=_MODEL)
+        yield name, template.render(name=name, task=task, folder=task.folder or name, model=_MODEL)
+    template = environment.get_template("segmentation.yaml.jinja")
+    for name, segmentation in SEGMENTATION_TASKS.items():
+        yield name, template.render(name=name, task=segmentation, model=_MODEL)
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ from pathlib import Path
 from g2l_plugin.benchmark.models import Model
 from g2l_plugin.benchmark.tasks import Task
 from g2l_plugin.errors import UserError
+from g2l_plugin.evaluation.segmentation import MAPS
 from g2l_plugin.report.config import task_title
 from g2l_plugin.report.sessions import RESULTS, Session, read_sessions
 
@@ -22,6 +23,7 @@ _OWN = (
     "MODEL_EXTRA_KWARGS",
     "G2L_STUDENT",
     "IN_FEATURES",
+    "OUT_INDICES",
     "RESIZE_DIM",
     "NORMALIZE_MEAN",
     "NORMALIZE_STD",
@@ -53,6 +55,14 @@ class Job:
     def name(self) -> str:
         """Task and model, for messages."""
         return f"{self.task.name} ({self.model.label})"
+
+    @property
+    def weights(self) -> dict[str, str]:
+        """Facts by which results say that they are of this model."""
+        if self.task.segments:
+            assert self.model.maps is not None
+            return {MAPS: self.model.maps.sha256}
+        return {"sha256": self.model.sha256}
 
     @property
     def embeddings(self) -> Path:
@@ -96,11 +106,12 @@ def _plan(task: Task, model: Model, output: Path, reference: Model | None) -> Jo
     variables = {
         "MODEL_LABEL": model.label,
         **model.variables,
+        **(model.maps.variables if task.segments and model.maps else {}),
         **task.variables,
         "OUTPUT_ROOT": str(output / LOGS / model.label / task.folder),
         "EMBEDDINGS_ROOT": str(output / EMBEDDINGS),
     }
-    if reference is None or model is reference:
+    if reference is None or model is reference or task.segments:  # CKA is of embeddings, not maps
         return Job(task, model, variables)
     teacher = output / EMBEDDINGS / reference.label / task.folder
     return Job(task, model, variables | {"TEACHER_EMBEDDINGS_ROOT": str(teacher)}, teacher)
@@ -123,17 +134,19 @@ def find_session(job: Job) -> Session | None:
 
 
 def _is_done(session: Session, job: Job) -> bool:
-    sha256 = session.facts.get("sha256")
-    if session.model != job.model.label or sha256 not in (None, job.model.sha256):
+    ((key, expected),) = job.weights.items()
+    sha256 = session.facts.get(key)
+    if session.model != job.model.label or sha256 not in (None, expected):
+        maps = " or OUT_INDICES" if job.task.segments else ""
         raise UserError(
-            f"{session.folder} has results of another model called {session.model} (sha256 "
-            f"{str(sha256)[:12]}, not {job.model.sha256[:12]}). Give this one another label "
+            f"{session.folder} has results of another model{maps} called {session.model} (sha256 "
+            f"{str(sha256)[:12]}, not {expected[:12]}). Give this one another label "
             "(LABEL=MODEL), or another --output."
         )
     manifest = job.task.manifest
     teachers = {metrics.teacher_root for metrics in session.split_metrics.values()}
     return (
-        sha256 == job.model.sha256
+        sha256 == expected
         and session.task == task_title(job.task.folder)
         and (manifest is None or manifest.stat().st_mtime_ns < _time(session))
         and (job.teacher is None or teachers == {str(job.teacher)})

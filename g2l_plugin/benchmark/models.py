@@ -3,19 +3,40 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
+import yaml
+from eva.vision.models import ModelFromRegistry
 
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.known import find_known
 from g2l_plugin.encoders.load import load_encoder
 from g2l_plugin.encoders.weights import hash_tensors
-from g2l_plugin.errors import UserError
+from g2l_plugin.errors import UserError, in_one_line
+from g2l_plugin.evaluation.segmentation import hash_maps
 from g2l_plugin.runs.model_names import find_source
 from g2l_plugin.runs.run_folder import STUDENT
 
 _RUN = re.compile(r"run_\d+")
+_SIDE = 224
+"""Side of the images in eva's configs if RESIZE_DIM is not set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """The maps of patch embeddings that a model gives, for segmentation.
+
+    Attributes:
+        sha256: Hash of the network that gives them, as `SegmentationEmbeddingsWriter` records it.
+        variables: Variables of eva's configs that choose them, and say how many channels they have.
+    """
+
+    sha256: str
+    variables: dict[str, str]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,22 +47,25 @@ class Model:
         label: Its name in results and in the report; its folders are named after it.
         sha256: Hash of its weights, as `EmbeddingsWriter` records it.
         variables: Variables of eva's configs that name it, its width, input size and normalisation.
+        maps: Its maps; None if they are not needed.
     """
 
     label: str
     sha256: str
     variables: dict[str, str]
+    maps: Maps | None = None
 
 
-def load_models(names: Sequence[str]) -> list[Model]:
+def load_models(names: Sequence[str], maps: bool = False) -> list[Model]:
     """Loads each model once, to see its width, input size, normalisation and weights.
 
     Args:
         names: What people call them; see `find_source`. `LABEL=MODEL` gives one its label.
+        maps: Whether to load its maps too, those that the variable OUT_INDICES chooses.
 
     Raises:
-        UserError: A model is unknown, cannot be loaded, has random weights, or has the label of
-            another one.
+        UserError: A model is unknown, cannot be loaded, has random weights, has the label of
+            another one, or gives no maps where they are needed.
     """
     sources = [_split_label(name) for name in names]
     labels = [label for label, _ in sources]
@@ -49,7 +73,10 @@ def load_models(names: Sequence[str]) -> list[Model]:
         raise UserError(
             f"{' and '.join(names)} are both called {repeated}. Name one of them: LABEL=MODEL."
         )
-    return [_load(label, source) for label, source in sources]
+    models = [_load(label, source) for label, source in sources]
+    if not maps:
+        return models
+    return [dataclasses.replace(model, maps=_load_maps(model)) for model in models]
 
 
 def _split_label(name: str) -> tuple[str, str]:
@@ -114,3 +141,30 @@ def _input(encoder: Encoder) -> dict[str, str]:
         "NORMALIZE_MEAN": mean,
         "NORMALIZE_STD": std,
     }
+
+
+def _load_maps(model: Model) -> Maps:
+    """Builds the model as eva does for segmentation, to see the channels of its maps."""
+    chosen = os.environ.get("OUT_INDICES", "1")
+    given = model.variables
+    extra = yaml.safe_load(given.get("MODEL_EXTRA_KWARGS", "{}"))
+    if "G2L_STUDENT" in given:
+        extra["source"] = given["G2L_STUDENT"]
+    try:
+        network = ModelFromRegistry(
+            given["MODEL_NAME"], {"out_indices": yaml.safe_load(chosen)}, extra
+        )
+        side = int(given.get("RESIZE_DIM", _SIDE))
+        with torch.inference_mode():
+            maps = network.eval()(torch.zeros(1, 3, side, side))
+        channels = [own.shape[1] for own in (maps if isinstance(maps, list) else [maps])]
+        if any(own.ndim != 4 for own in maps):
+            raise ValueError("it gives embeddings, and no maps")
+    except Exception as error:  # timm, transformers and eva raise many kinds
+        raise UserError(
+            f"{model.label} gives no maps of its layers {chosen} (OUT_INDICES), which segmentation "
+            f"needs ({in_one_line(error)}). Choose other layers, or leave out the segmentation "
+            "tasks (--tasks)."
+        ) from error
+    variables = {"IN_FEATURES": str(sum(channels)), "OUT_INDICES": chosen}
+    return Maps(hash_maps(network), variables)

@@ -26,9 +26,11 @@ GROUPS = {
         "idc",
         "tp53",
         "hest_idc",
+        "bcss",
     ),
     "prostate": ("gleason_arvaniti", "panda", "aggc22", "chimera", "hest_prad"),
     "colorectal": ("crc", "mhist", "unitopatho"),
+    "segmentation": ("consep", "monusac", "bcss"),
     "robustness": (
         "tiger",
         "tiger_all",
@@ -64,6 +66,7 @@ class Task:
         variables: The variables that tell the config where the data is.
         missing: What is missing of its data and where to get it; "" if nothing is.
         manifest: The manifest of a task of one's own; None for a task of this package.
+        segments: Whether it is segmentation, for which models give maps of patches.
     """
 
     name: str
@@ -72,6 +75,7 @@ class Task:
     variables: dict[str, str]
     missing: str = ""
     manifest: Path | None = None
+    segments: bool = False
 
 
 def choose_tasks(
@@ -111,7 +115,7 @@ def find_tasks(names: Sequence[str], data: Path) -> list[Task]:
     Raises:
         UserError: A name is unknown.
     """
-    everything = [task for group in GROUPS.values() for task in group]
+    everything = list(dict.fromkeys(task for group in GROUPS.values() for task in group))
     chosen: dict[str, None] = {}
     for name in names:
         if name == ALL:
@@ -172,7 +176,10 @@ def _find(name: str, data: Path) -> Task:
         or (folder.is_dir() and any(folder.iterdir()))
     ):
         missing = f"{folder} does not exist or is empty. {about}"
-    return Task(name, _results_folder(config), config, variables, missing)
+    segments = name in GROUPS["segmentation"]
+    return Task(
+        name, _results_folder(config), config, variables, missing=missing, segments=segments
+    )
 
 
 def _config(name: str) -> Path:

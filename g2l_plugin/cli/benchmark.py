@@ -37,7 +37,8 @@ def add_parser(commands: Commands) -> None:
         "--tasks",
         nargs="+",
         metavar="TASK",
-        help="breast, prostate, colorectal, robustness, all, or names; all if no manifest is given",
+        help="breast, prostate, colorectal, segmentation, robustness, all, or names; "
+        "all if no manifest is given",
     )
     add("--manifest", nargs="+", default=[], metavar="FILE", help="manifests of tiles of your own")
     add(
@@ -77,7 +78,8 @@ def _run(options: argparse.Namespace) -> None:
         part, n_parts = options.shard
         tasks = tasks[part - 1 :: n_parts]
     eva = find_eva()
-    models = load_models([options.model, *([options.reference] if options.reference else [])])
+    names = [options.model, *([options.reference] if options.reference else [])]
+    models = load_models(names, maps=any(task.segments for task in tasks))
     reference = models[1] if options.reference else None
     output = options.output.expanduser().absolute()
     jobs = plan_jobs(tasks, models, output, reference)

@@ -53,7 +53,7 @@ def read_embeddings(folder: str | Path, split: str) -> Embeddings:
 @functools.lru_cache(maxsize=4)  # a task's splits, and the teacher's
 def _read(folder: Path, split: str, changed: int) -> Embeddings:
     """Reads a split; the manifest's modification time is part of the cache key."""
-    table = _read_manifest(folder)
+    table = read_manifest(folder)
     table = table[table["split"] == split]
     if table.empty:
         raise UserError(f"{folder / MANIFEST} has no rows of the split {split!r}.")
@@ -101,7 +101,7 @@ def splits_of(folder: str | Path) -> list[str]:
     Raises:
         UserError: The folder holds no embeddings.
     """
-    return list(dict.fromkeys(_read_manifest(Path(folder))["split"].dropna()))
+    return list(dict.fromkeys(read_manifest(Path(folder))["split"].dropna()))
 
 
 class EmbeddingsInMemory(EmbeddingsClassificationDataset):
@@ -127,7 +127,12 @@ class EmbeddingsInMemory(EmbeddingsClassificationDataset):
         return self._values[index]
 
 
-def _read_manifest(folder: Path) -> pd.DataFrame:
+def read_manifest(folder: Path) -> pd.DataFrame:
+    """Reads the manifest of embeddings, as text: `origin`, `embeddings`, `target`, `split`, ...
+
+    Raises:
+        UserError: There is none, or eva did not write it.
+    """
     path = folder / MANIFEST
     if not path.is_file():
         raise UserError(

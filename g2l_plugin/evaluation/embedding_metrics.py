@@ -26,6 +26,7 @@ from g2l_plugin.evaluation.metric_files import (
     METRICS_FOLDER,
     write_results,
 )
+from g2l_plugin.evaluation.segmentation import MAPS, read_patches
 from g2l_plugin.evaluation.tiles import name_classes
 from g2l_plugin.evaluation.training_patients import Overlap, compute_without
 from g2l_plugin.metrics.cka import align
@@ -43,6 +44,8 @@ class EmbeddingMetrics(pl.Callback):
     results.json includes them. Files for `g2l report` go to `metrics` in the run's folder. If
     evaluated patients are known to be of the cohort that a student was distilled on, these also
     have the metrics without them.
+
+    Without metrics, as for segmentation, the files say which model and patients eva's head is of.
     """
 
     def __init__(
@@ -126,6 +129,13 @@ class EmbeddingMetrics(pl.Callback):
     def _compute(self, split: str, folder: Path) -> MetricResult:
         model = read_model(self.root) or {}
         patients = model.pop(TRAINING_PATIENTS, None)
+        if MAPS in model:
+            # Its weights are not all of the model's, so their hash is no hash of the model.
+            model = {"name": model["name"], MAPS: model[MAPS]}
+        if split not in self._computed and not (self.metrics or self.metrics_on_all_splits):
+            evaluated = read_patches(self.root, split)
+            overlaps = {EVALUATED: compute_without((), evaluated, evaluated, patients)}
+            self._computed[split] = evaluated, MetricResult({}), overlaps
         if split not in self._computed:
             train, evaluated = self._read("train"), self._read(split)
             result = compute_all(self.metrics, train, evaluated)

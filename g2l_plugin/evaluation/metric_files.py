@@ -46,6 +46,8 @@ def write_results(
 ) -> None:
     """Writes facts.json, and SPLIT.json and SPLIT.parquet of one split.
 
+    Without embeddings (N, 0), as of segmentation, there is no SPLIT.parquet.
+
     Args:
         folder: The folder to write to.
         split: `val` or `test`.
@@ -69,6 +71,8 @@ def write_results(
         found[TRAINED_ON] = known
     write_text(folder / FACTS, json.dumps(facts, indent=2) + "\n")
     write_text(folder / f"{split}.json", json.dumps(found, indent=2) + "\n")
+    if not evaluated.values.size:
+        return
     with new_file(folder / f"{split}.parquet") as partial:
         _tabulate(result, evaluated).to_parquet(partial)
 

@@ -91,7 +91,7 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
             # Lightning only notes SIGTERM, and nothing reads the note while tiles are embedded.
             self._sigterm = signal.signal(signal.SIGTERM, _exit)
         datasets = _as_list(trainer.datamodule.datasets.predict)  # type: ignore[attr-defined]
-        self._identity = _identify(self._network, datasets)
+        self._identity = _identify(self._network, datasets) | {"sha256": self._hash_model()}
         if predicting:  # only then are the datasets set up
             self._identity |= self._identify_tiles(datasets)
         if predicting:
@@ -121,8 +121,7 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
         if trainer.is_global_zero:
             keys = {"classes", TRAINING_PATIENTS} & self._identity.keys()
             self._write_model(**existing | {key: self._identity[key] for key in keys})
-            splits = [self._split(number) for number in range(len(datasets))]
-            write_manifest(Path(self._output_dir), datasets, splits, self._metadata_keys)
+            self._refresh_manifest(datasets)
         trainer.limit_predict_batches = 0
 
     @override
@@ -171,14 +170,7 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
         self._check_writer(ended=True)
         if not trainer.is_global_zero or self._images is None:
             return
-        with torch.inference_mode():
-            width = self._network(self._images[:1]).shape[-1]
-        self._write_model(
-            complete=True,
-            embedding_dim=width,
-            input_size=self._images.shape[-1],
-            **dataclasses.asdict(measure_speed(self._network, self._images)),
-        )
+        self._write_model(complete=True, **self._measure(self._images))
         self._images = None
 
     @override
@@ -207,6 +199,23 @@ class EmbeddingsWriter(ClassificationEmbeddingsWriter):
                 f"{' x '.join(map(str, tensor.shape[1:]))} ({in_one_line(error)}). Check "
                 "RESIZE_DIM and PREDICT_BATCH_SIZE."
             ) from error
+
+    def _hash_model(self) -> str:
+        """Hash of what the embeddings are of."""
+        # Without eva's wrapper, which adds to the tensors' names.
+        return hash_tensors(getattr(self._network, "model", self._network))
+
+    def _measure(self, images: torch.Tensor) -> dict[str, Any]:
+        """Width, size and speed of the model, on a batch of images (B, 3, H, W)."""
+        with torch.inference_mode():
+            width = self._network(images[:1]).shape[-1]
+        speed = dataclasses.asdict(measure_speed(self._network, images))
+        return {"embedding_dim": width, "input_size": images.shape[-1], **speed}
+
+    def _refresh_manifest(self, datasets: list[Any]) -> None:
+        """Writes the datasets' present labels into the manifest of embeddings that are reused."""
+        splits = [self._split(number) for number in range(len(datasets))]
+        write_manifest(Path(self._output_dir), datasets, splits, self._metadata_keys)
 
     def _check_writer(self, ended: bool = False) -> None:
         """Raises a UserError if the writing process failed: its embeddings are incomplete."""
@@ -281,12 +290,10 @@ def _end_with_parent() -> None:
 
 
 def _identify(network: nn.Module, datasets: list[Any]) -> dict[str, Any]:
-    """Describes the model and its input: weights and transforms."""
+    """Describes the model and its input."""
     patients = _training_patients(network)
     return ({} if patients is None else {TRAINING_PATIENTS: patients}) | {
         "name": _name(network),
-        # Without eva's wrapper, which adds to the tensors' names.
-        "sha256": hash_tensors(getattr(network, "model", network)),
         "transforms": [repr(image_transforms(dataset)) for dataset in datasets],
     }
 

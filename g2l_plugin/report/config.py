@@ -29,6 +29,7 @@ _STUDENT = "g2l/student"
 _TASK_TITLES = {
     "aggc22": "AGGC22",
     "bach": "BACH",
+    "bcss": "BCSS",
     "bracs": "BRACS",
     "breakhis40x": "BreakHis 40x",
     "breakhis100x": "BreakHis 100x",

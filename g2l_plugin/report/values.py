@@ -47,7 +47,8 @@ _TYPES = dict.fromkeys(_NUMBERS, float) | {"published": bool}
 HEAD = MetricFamily(
     key="head",
     title="eva's head",
-    about="A head that eva trains on frozen embeddings: linear for tiles, attention for slides.",
+    about="A head that eva trains on frozen embeddings: linear for tiles, attention for slides, "
+    "convolutions for segmentation.",
     pattern=r"\w+",
 )
 """The metric that a session monitors, whatever its name."""

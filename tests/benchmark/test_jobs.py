@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from g2l_plugin.benchmark.jobs import find_session, plan_jobs
-from g2l_plugin.benchmark.models import Model
+from g2l_plugin.benchmark.models import Maps, Model
 from g2l_plugin.benchmark.run import run_eva, run_jobs
 from g2l_plugin.benchmark.tasks import Task
 from g2l_plugin.errors import UserError
@@ -26,13 +26,13 @@ def plan(tmp_path, reference=TEACHER):
     return plan_jobs(TASKS, models, tmp_path, reference)
 
 
-def save_session(job, number=0, sha256=None, teacher=None):
+def save_session(job, number=0, sha256=None, teacher=None, weights=None):
     folder = Path(job.variables["OUTPUT_ROOT"]) / f"session {number}"
     metrics = folder / "run_0" / "metrics"
     metrics.mkdir(parents=True)
     results = {"metrics": {"val": [], "test": [{"test/KNNAccuracy": {"values": [1]}}]}}
     (folder / "results.json").write_text(json.dumps(results))
-    model = {"name": job.model.label, "sha256": sha256 or job.model.sha256}
+    model = {"name": job.model.label} | (weights or {"sha256": sha256 or job.model.sha256})
     (metrics / "facts.json").write_text(json.dumps({"task": job.task.folder, "model": model}))
     found = {"values": {"KNNAccuracy": 1}, "undefined": {}, "details": {"teacher_root": teacher}}
     (metrics / "test.json").write_text(json.dumps(found))
@@ -85,6 +85,20 @@ def test_only_the_same_weights_task_and_teacher_are_done(tmp_path):
     save_session(others[1], 2, sha256="cc")
     with pytest.raises(UserError, match="results of another model called student"):
         find_session(others[1])
+
+
+def test_segmentation_takes_the_models_maps_and_knows_its_results_by_them(tmp_path):
+    maps = Maps("ee", {"IN_FEATURES": "64", "OUT_INDICES": "2"})
+    student = dataclasses.replace(STUDENT, maps=maps)
+    tasks = [dataclasses.replace(TASKS[0], segments=True), TASKS[1]]
+    _, job, _, tiles = plan_jobs(tasks, [student, TEACHER], tmp_path, TEACHER)
+    assert job.variables.items() >= maps.variables.items() and job.teacher is None
+    assert "OUT_INDICES" not in tiles.variables and tiles.teacher is not None
+    folder = save_session(job, weights={"maps_sha256": "ee"})
+    assert find_session(job).folder == folder
+    other = dataclasses.replace(student, maps=dataclasses.replace(maps, sha256="ff"))
+    with pytest.raises(UserError, match="results of another model or OUT_INDICES"):
+        find_session(dataclasses.replace(job, model=other))
 
 
 def test_a_manifest_that_changed_is_run_again(tmp_path):

@@ -50,3 +50,25 @@ def test_random_weights_and_labels_that_are_no_folder_are_refused():
         load_models(["scratch:vits14"])
     with pytest.raises(UserError, match=r"The label '\.\./x' cannot be a folder's name"):
         load_models(["../x=demo:teacher"])
+
+
+def test_maps_have_the_channels_and_the_hash_of_what_eva_builds(tmp_path, monkeypatch):
+    from eva.vision.models import ModelFromRegistry
+
+    from g2l_plugin.evaluation.segmentation import hash_maps
+
+    tiny = str(save_tiny_model(tmp_path / "tiny", depth=3))
+    assert load_models([tiny])[0].maps is None
+    found = {}
+    for layers in ("1", "[0, 2]"):
+        monkeypatch.setenv("OUT_INDICES", layers)
+        (model,) = load_models([tiny], maps=True)
+        found[layers] = model.maps
+        assert model.maps.variables["OUT_INDICES"] == layers
+    assert [maps.variables["IN_FEATURES"] for maps in found.values()] == ["32", "64"]
+    monkeypatch.setenv("G2L_STUDENT", model.variables["G2L_STUDENT"])
+    built = ModelFromRegistry("g2l/student", {"out_indices": 1})
+    assert found["1"].sha256 == hash_maps(built) != found["[0, 2]"].sha256
+    monkeypatch.setenv("OUT_INDICES", "[7]")
+    with pytest.raises(UserError, match=r"tiny gives no maps of its layers \[7\] \(OUT_INDICES\)"):
+        load_models([tiny], maps=True)

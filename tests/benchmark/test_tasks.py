@@ -6,17 +6,25 @@ from g2l_plugin.datasets.prepared import write_variables
 from g2l_plugin.errors import UserError
 
 
-def test_every_config_is_a_task_of_one_group():
+def test_every_config_is_a_task_of_a_group():
     configs = sorted(path.stem for path in (ROOT / "configs" / "benchmarks").glob("*.yaml"))
-    grouped = [name for group in GROUPS.values() for name in group]
+    grouped = {name for group in GROUPS.values() for name in group}
     assert sorted([*grouped, "demo", "manifest"]) == configs
+    twice = [name for name in grouped if sum(name in group for group in GROUPS.values()) > 1]
+    assert twice == ["bcss"]  # of breast cancer, and segmentation
+    assert {task.name for task in find_tasks(["all"], ROOT) if task.segments} == {
+        "consep",
+        "monusac",
+        "bcss",
+    }
 
 
 def test_every_task_that_is_not_there_says_where_its_data_comes_from(tmp_path, monkeypatch):
     monkeypatch.delenv("DOWNLOAD_DATA", raising=False)
     there, missing = choose_tasks(["all", "demo"], tmp_path)
     assert [task.name for task in there] == ["demo"]  # it is generated
-    assert len(missing) == len({task.name for task in missing}) == sum(map(len, GROUPS.values()))
+    every = {name for group in GROUPS.values() for name in group}
+    assert len(missing) == len(every) and {task.name for task in missing} == every
     assert all(str(tmp_path) in task.missing for task in missing)
     assert all("https://" in t.missing or "g2l prepare" in t.missing for t in missing)
     monkeypatch.setenv("DOWNLOAD_DATA", "true")
