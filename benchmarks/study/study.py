@@ -343,10 +343,11 @@ def table(options: argparse.Namespace) -> None:
 def curves(options: argparse.Namespace) -> None:
     """Draws the validation of each run against its step."""
     pairs = [path for path in sorted(options.work.glob("runs/*")) if path.is_dir()]
-    colors = plt.get_cmap("tab20")
-    figure, axes = plt.subplots(1, len(pairs), figsize=(4 * len(pairs), 3.2), squeeze=False)
+    colors = [*plt.get_cmap("tab20").colors, *plt.get_cmap("tab20b").colors]
+    names = [name.replace(" ", "_") for name in yaml.safe_load(_ROWS.read_text())["rows"]]
+    figure, axes = plt.subplots(1, len(pairs), figsize=(4.5 * len(pairs), 4), squeeze=False)
     for axis, pair in zip(axes[0], pairs, strict=True):
-        for color, row in enumerate(sorted(pair.iterdir())):
+        for row in sorted(pair.iterdir(), key=lambda row: names.index(row.name)):
             for number, minutes in enumerate(sorted(row.glob("*/minutes"))):
                 found: dict[int, float] = {}
                 for events in minutes.parent.glob("*/run_0/events*"):
@@ -356,10 +357,12 @@ def curves(options: argparse.Namespace) -> None:
                 steps = sorted(found)
                 label = None if number else row.name.replace("_", " ")
                 values = [found[step] for step in steps]
-                axis.plot(steps, values, color=colors(color), marker=".", label=label)
+                axis.plot(
+                    steps, values, color=colors[names.index(row.name)], marker=".", label=label
+                )
         axis.set(title=pair.name, xlabel="step", ylabel="unbiased CKA with the teacher")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=6, loc="lower right")
     figure.tight_layout()
     figure.savefig(options.output, metadata={"Date": None})
 
