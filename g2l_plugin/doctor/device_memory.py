@@ -22,10 +22,11 @@ _TEACHER, _STUDENT = (
 
 
 def is_measured(settings: Settings) -> bool:
-    """Whether the device's memory was measured for networks of this size."""
+    """Whether the device's memory was measured for such a step."""
     (teacher, *further), student = settings.teachers, settings.student
     return (
         not further
+        and (settings.precision, settings.view_size) == ("bf16-mixed", 224)
         and teacher.dtype == _TEACHER.dtype
         and teacher.parameters == _TEACHER.parameters
         and student.parameters == _STUDENT.parameters
