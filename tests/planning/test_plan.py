@@ -1,4 +1,5 @@
 import json
+import re
 
 import pytest
 
@@ -42,10 +43,10 @@ def test_the_plan_is_printed_and_written(tmp_path, monkeypatch, capsys):
 
 
 def test_where_the_batch_does_not_fit_the_micro_batch_that_does_is_named(monkeypatch, capsys):
-    monkeypatch.setenv("BATCH_SIZE", "65536")
+    monkeypatch.setenv("BATCH_SIZE", "16384")  # their views alone take 13 GB
     assert cli.main(["plan", "--gpu", "l4-24", "--slides", "1"]) == 0
     row = next(line for line in capsys.readouterr().out.splitlines() if "l4-24" in line)
-    assert "does not fit" in row or "MICRO_BATCH_SIZE=" in row
+    assert re.search(r"MICRO_BATCH_SIZE=\d+ ", row)
 
 
 def test_a_precision_without_a_measured_speed_has_no_hours(monkeypatch, tmp_path, capsys):
