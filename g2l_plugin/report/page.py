@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib.resources
 import itertools
+import math
+import os
 import re
+import urllib.parse
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
 import markupsafe
 
+from g2l_plugin.metrics.bootstrap import Interval
 from g2l_plugin.report.comparison import Difference
 from g2l_plugin.report.plots import EMBEDDINGS_CAPTION
 from g2l_plugin.report.svg import in_page, looks_of
@@ -30,10 +35,24 @@ _INTERVAL_WIDTH = 150
 """Width of a drawn interval, in pixels."""
 
 
-def render_page(report: Report) -> str:
-    """Renders a report as an HTML page that loads nothing."""
+def render_page(report: Report, folder: Path) -> str:
+    """Renders a report as an HTML page that loads nothing, with links to the results.
+
+    Args:
+        report: The report.
+        folder: Its folder, which the links to results start from.
+    """
+
+    def link(value: dict[str, Any] | None) -> str:
+        """Relative address of the file of a value; empty if it is a published one."""
+        if value is None or not isinstance(value["file"], Path):
+            return ""
+        relative = os.path.relpath(value["file"].resolve(), folder.resolve())
+        return urllib.parse.quote(Path(relative).as_posix())
+
     return _template("page.html.jinja", autoescape=True).render(
         **_context(report),
+        link=link,
         cell_class=_cell_class,
         looks=looks_of([model.name for model in report.models]),
         drawn_interval=_IntervalScale(report.differences),
@@ -112,7 +131,13 @@ def interval_of(difference: Difference) -> str:
     return f"{signed(difference.interval.low)} to {signed(difference.interval.high)}"
 
 
+def ends_of(interval: Interval) -> str:
+    """The ends of an interval of ranks: `1.3 to 2.6`; empty if it has none."""
+    return "" if math.isnan(interval.low) else f"{interval.low:.1f} to {interval.high:.1f}"
+
+
 _FORMATTERS = (
+    ends_of,
     count,
     count_of_units,
     count_of_runs,
@@ -150,6 +175,9 @@ def _context(report: Report) -> dict[str, Any]:
         "metric_plots": [plot for plot in report.plots if plot not in embeddings],
         "embeddings": embeddings,
         "embeddings_caption": EMBEDDINGS_CAPTION,
+        "overview": report.overview,
+        "overview_about": report.overview and report.overview.about,
+        "frontier": {True: "on it", False: "", None: "cost not known"},
         "comparisons": _by_column(report.differences),
         "has_sizes": any(model.parameters or model.flops for model in report.models),
         "has_speeds": any(model.speeds for model in report.models),

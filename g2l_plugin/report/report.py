@@ -17,6 +17,7 @@ from g2l_plugin.metrics.knn import KNN
 from g2l_plugin.metrics.probe import LOGISTIC
 from g2l_plugin.report.comparison import Difference, compare_models
 from g2l_plugin.report.models import Model, describe_models
+from g2l_plugin.report.overview import Overview, build_overview
 from g2l_plugin.report.page import GENERATOR, PLOTS, render_markdown, render_page
 from g2l_plugin.report.plots import plot_cka, plot_curve, plot_embeddings, plot_quality
 from g2l_plugin.report.sessions import Session, read_sessions
@@ -53,7 +54,7 @@ _PACKAGES = {
     "timm": "timm",
 }
 _QUALITY = (HEAD, LOGISTIC, KNN)
-"""The first of these families that has a table is plotted against size and speed."""
+"""The first of these families that has a table is the quality of the overview and the plots."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,6 +67,7 @@ class Report:
         sessions: The sessions.
         models: The models, in the order of the sessions.
         values: All values, with the columns of `pool_values`.
+        overview: Quality, robustness, size and speed of each model; None for a single model.
         tables: The tables, one per family of metrics.
         differences: Comparisons of models.
         plots: The plots.
@@ -76,6 +78,7 @@ class Report:
     sessions: list[Session]
     models: list[Model]
     values: pd.DataFrame
+    overview: Overview | None
     tables: list[ResultTable]
     differences: list[Difference]
     plots: list[Plot]
@@ -129,7 +132,7 @@ def write_report(
     _check_replaceable(output)
     report = build_report(results, reference, published)
     with new_folder(output) as folder:
-        (folder / PAGE).write_text(render_page(report), encoding="utf-8")
+        (folder / PAGE).write_text(render_page(report, output), encoding="utf-8")
         (folder / "report.md").write_text(render_markdown(report), encoding="utf-8")
         values = report.values[list(COLUMNS)].astype({"n_runs": "Int64", "n_trained_on": "Int64"})
         _without_formulas(values).to_csv(folder / "report.csv", index=False)
@@ -157,6 +160,7 @@ def build_report(
         sessions=sessions,
         models=models,
         values=values,
+        overview=build_overview(tables, models, _QUALITY),
         tables=tables,
         differences=compare_models(tables, sessions, reference),
         plots=list(_plots(sessions, models, values, tables)),

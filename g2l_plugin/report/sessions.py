@@ -31,6 +31,7 @@ class SplitMetrics:
     """What EmbeddingMetrics saved for one split.
 
     Attributes:
+        file: The file.
         values: Values by metric.
         undefined: Reasons why metrics are undefined, by metric.
         intervals: Low and high end of the interval, by metric; not all metrics have one.
@@ -41,6 +42,7 @@ class SplitMetrics:
             `ALL_SPLITS`; one that is absent is unknown.
     """
 
+    file: Path
     values: dict[str, float]
     undefined: dict[str, str]
     intervals: dict[str, tuple[float, float]]
@@ -270,6 +272,7 @@ def _read_split_metrics(path: Path) -> SplitMetrics:
     predictions = path.with_suffix(".parquet")
     try:
         return SplitMetrics(
+            file=path,
             values={name: float(value) for name, value in saved["values"].items()},
             undefined={name: str(reason) for name, reason in saved["undefined"].items()},
             intervals={

@@ -8,6 +8,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -16,7 +17,7 @@ from g2l_plugin.evaluation.training_patients import Overlap
 from g2l_plugin.metrics.families import FAMILIES, family_of
 from g2l_plugin.metrics.metric import MetricFamily
 from g2l_plugin.report.config import task_key
-from g2l_plugin.report.sessions import SPLITS, Session
+from g2l_plugin.report.sessions import RESULTS, SPLITS, Session
 
 COLUMNS = (
     "model",
@@ -102,9 +103,9 @@ def pool_values(sessions: Sequence[Session]) -> pd.DataFrame:
 
     Returns:
         A row per model, task, split and metric: `COLUMNS`, and `family`, the `MetricFamily` whose
-        table shows the metric, or None, and `trained_on`, a sentence on the patients that the model
-        was distilled on, if there are any. `mean` is NaN if the value is undefined, `stdev` for a
-        single run, `low` and `high` if there is no interval.
+        table shows the metric, or None, `trained_on`, a sentence on the patients that the model was
+        distilled on, if there are any, and `file`, the first that holds the value. `mean` is NaN if
+        the value is undefined, `stdev` for a single run, `low` and `high` if there is no interval.
     """
     together: dict[tuple[str, str], list[Session]] = {}
     for session in sessions:
@@ -115,7 +116,7 @@ def pool_values(sessions: Sequence[Session]) -> pd.DataFrame:
         for split in SPLITS
         for value in _pool(own, split)
     ]
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "family", "trained_on"])
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "family", "trained_on", "file"])
     return table.assign(published=False, source="").astype(_TYPES)
 
 
@@ -124,6 +125,7 @@ def _pool(sessions: list[Session], split: str) -> Iterator[dict[str, Any]]:
     undefined: dict[str, str] = {}
     intervals: dict[str, tuple[float, float]] = {}
     families: dict[str, MetricFamily] = {}
+    files: dict[str, Path] = {}
     for session in sessions:
         runs = session.run_values.get(split, {})
         metrics = session.split_metrics.get(split)
@@ -134,6 +136,10 @@ def _pool(sessions: list[Session], split: str) -> Iterator[dict[str, Any]]:
         if metrics:
             undefined |= metrics.undefined
             intervals = metrics.intervals | intervals
+        if metrics:
+            of_metrics = dict.fromkeys((*computed, *metrics.undefined), metrics.file)
+            files = of_metrics | files
+        files = dict.fromkeys(runs, session.folder / RESULTS) | files
         candidates = (session.monitor, *_HEAD_METRICS)
         head = next((name for name in candidates if name in runs), None)
         for name in (*runs, *computed, *undefined):
@@ -150,7 +156,8 @@ def _pool(sessions: list[Session], split: str) -> Iterator[dict[str, Any]]:
             for session in sessions
         ]
         without = _without(name, overlaps, pooled)
-        yield {"metric": name, "family": families.get(name), **pooled, **without}
+        facts = {"metric": name, "family": families.get(name), "file": files[name]}
+        yield facts | pooled | without
 
 
 def _table_family(metric: str) -> MetricFamily | None:

@@ -1,4 +1,6 @@
+import json
 import re
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 import pandas as pd
@@ -83,7 +85,8 @@ def test_a_report_is_a_page_markdown_tables_and_plots(logs, tmp_path, capsys):
     assert after["low"] > 0 and after["excludes_0"] and after["n_units"] == 40
 
     markdown = (output / "report.md").read_text()
-    bach = next(line for line in markdown.splitlines() if line.startswith("| teacher |"))
+    results = markdown.partition("## eva's head")[2]
+    bach = next(line for line in results.splitlines() if line.startswith("| teacher |"))
     assert "**0.910** ± 0.014" in bach
     assert re.search(r"\| after &lt;b> .*<ins>0\.890</ins> ± 0\.014", markdown)
     assert "| *H-optimus-0* † |" in markdown
@@ -91,7 +94,8 @@ def test_a_report_is_a_page_markdown_tables_and_plots(logs, tmp_path, capsys):
         "undefined 1" in markdown and "- 1 Undefined: all tiles are of one centre, x." in markdown
     )
     headings = re.findall(r"^## (.+)$", markdown, re.MULTILINE)
-    assert headings[0] == "eva's head, balanced accuracy" and headings[-1] == "Sources"
+    assert headings[:2] == ["Overview", "eva's head, balanced accuracy"]
+    assert headings[-1] == "Sources"
     for name in re.findall(r"\]\((plots/\S+)\)", markdown):
         ElementTree.parse(output / name)
     assert {path.stem for path in (output / "plots").iterdir()} == {
@@ -107,17 +111,19 @@ def test_a_report_is_a_page_markdown_tables_and_plots(logs, tmp_path, capsys):
 def test_the_page_marks_the_best_and_loads_nothing(logs, tmp_path):
     write_report([str(logs)], tmp_path / "report")
     page = (tmp_path / "report" / "report.html").read_text()
-    assert '<td class="best"><span class="value">0.910</span>' in page
-    assert '<td class="second"><span class="value">0.890</span>' in page
-    assert '<td class="undefined"><span class="value">undefined</span><sup>1</sup>' in page
+    shown = re.sub(r"</?a\b[^>]*>", "", page)
+    assert '<td class="best"><span class="value">0.910</span>' in shown
+    assert '<td class="second"><span class="value">0.890</span>' in shown
+    assert '<td class="undefined"><span class="value">undefined</span><sup>1</sup>' in shown
     assert re.search(r'<tr class="published">\s*<th scope="row">Virchow2<sup>†</sup>', page)
     assert "<li><b>†</b>Published, not measured here: eva&#39;s leaderboard" in page
     assert "The interval excludes 0: start is worse." in page
     assert "after &lt;b&gt;" in page and "after <b>" not in page
     assert "speeds on different devices are not comparable" in page
     assert "0" * 64 in page and str(logs / "0" / "bach") in page
-    # What a browser loads: sources, links and style sheets. # and data: are within the page.
-    loaded = re.findall(r"(?:src|href)=[\"']?([^\"'\s>]+)|url\(([^)]+)\)|@import", page)
+    # What a browser loads by itself: sources and style sheets. # and data: are within the page.
+    loading = re.sub(r'<a href="[^#"][^"]*"', "", page)
+    loaded = re.findall(r"(?:src|href)=[\"']?([^\"'\s>]+)|url\(([^)]+)\)|@import", loading)
     targets = {target for pair in loaded for target in pair if target}
     assert targets and all(target.startswith(("#", "data:image/png;base64,")) for target in targets)
     assert "http-equiv" in page and "default-src 'none'" in page
@@ -127,6 +133,28 @@ def test_the_page_marks_the_best_and_loads_nothing(logs, tmp_path):
     assert len(identifiers) == len(set(identifiers))
     assert not set(re.findall(r'href="#([^"]+)"', page)) - set(identifiers)
     assert len(page) < 600_000
+
+
+def test_every_number_of_a_session_leads_to_its_file_wherever_the_report_is(logs, tmp_path):
+    (tmp_path / "a b").mkdir()
+    output = tmp_path / "a b" / "report"
+    write_report([str(logs)], output)
+    page = (output / "report.html").read_text()
+    rows = re.findall(r'<a href="([^"#]+)">([^<]+)</a>', page)
+    files = [(output / unquote(address), text) for address, text in rows]
+    assert all(file.is_file() for file, _ in files) and not any("%20" in own for own, _ in rows)
+    assert ((logs / "1" / "bach" / "results.json").resolve(), "0.710") in [
+        (file.resolve(), text) for file, text in files
+    ]
+    for file, text in files:
+        if file.name == "val.json" and text != "undefined":
+            values = json.loads(file.read_text())["values"].values()
+            assert text in [f"{value:.3f}" for value in values]
+    assert '<a href="report.csv" download>' in page
+    tables = page[page.index('id="results"') : page.index('id="size"')]
+    numbers = re.findall(r"<tr>.*?</tr>", tables, re.DOTALL)
+    unlinked = re.findall(r'class="value">([\d.]+)</span>', "".join(numbers))
+    assert not unlinked  # published ones are in rows of another class
 
 
 def test_speeds_of_different_devices_are_in_different_plots(logs, tmp_path):
