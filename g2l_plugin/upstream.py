@@ -1,4 +1,4 @@
-"""The private parts of eva and Lightning that this package touches, each with its reason.
+"""The private parts of eva, Lightning and PyTorch that this package touches, each with its reason.
 
 Written for kaiko-eva 0.4.5 and Lightning 2.6.6. Where a public way appears, it replaces its entry
 here. `tests/test_upstream.py` fails when a name is gone. Methods that subclasses are meant to
@@ -7,12 +7,15 @@ override are not listed.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import datetime
 import functools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -23,6 +26,7 @@ from eva.core.trainers._recorder import SessionRecorder
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_only
+from torch.distributed import distributed_c10d
 
 
 def submitted_config() -> dict[str, Any] | None:
@@ -114,6 +118,27 @@ def skip_sigterm_broadcast(trainer: pl.Trainer) -> None:
 def checkpoint_interval(callback: ModelCheckpoint) -> int:
     """Optimizer steps between two checkpoints; Lightning 2.6 keeps its argument private."""
     return callback._every_n_train_steps
+
+
+@contextlib.contextmanager
+def others_waiting(trainer: pl.Trainer) -> Iterator[bool]:
+    """Lets the first device do something alone, as long as it takes; the others wait for its end.
+
+    They would wait in their next collective call, and that gives up after 30 minutes: PyTorch's
+    calls have no timeout of their own. So they wait for a key in PyTorch's store, which has no
+    public name.
+
+    Yields:
+        Whether this is the first device.
+    """
+    key = trainer.strategy.broadcast(uuid.uuid4().hex)
+    yield trainer.is_global_zero
+    if trainer.world_size > 1:
+        store = distributed_c10d._get_default_store()
+        if trainer.is_global_zero:
+            store.set(key, "")
+        else:
+            store.wait([key], datetime.timedelta(days=30))
 
 
 def image_transforms(dataset: Any) -> Callable[..., Any] | None:

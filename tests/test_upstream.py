@@ -13,6 +13,7 @@ from eva.vision.data.datasets import BACH
 from eva.vision.models import ModelFromRegistry
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from torch.distributed import distributed_c10d
 
 from g2l_plugin import upstream
 
@@ -22,6 +23,7 @@ def test_what_is_replaced_exists():
     assert "_session_id" in inspect.getsource(Trainer.__init__)
     assert callable(eva_config._load_submitted_config)
     assert callable(SessionRecorder.save)
+    assert callable(distributed_c10d._get_default_store)
 
 
 def test_the_interval_of_checkpoints_is_read():

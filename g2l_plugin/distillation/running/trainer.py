@@ -225,10 +225,10 @@ class KDTrainer(Trainer):
         self._write_lost_tiles(run_folder)
         model.run_state.finished = True
         self._save_last_checkpoint(run_folder)
-        if self.is_global_zero:
-            for callback in self.callbacks:
-                if isinstance(callback, RunCallback):
-                    callback.on_run_end(self, run_folder)
+        callbacks = [part for part in self.callbacks if isinstance(part, RunCallback)]
+        with upstream.others_waiting(self) as is_first:  # an upload or an evaluation may take long
+            for callback in callbacks if is_first else []:
+                callback.on_run_end(self, run_folder)
 
     def _save_last_checkpoint(self, run_folder: Path) -> None:
         """Writes last.ckpt after the last step: what is published is what is validated after."""
