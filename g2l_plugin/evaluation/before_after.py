@@ -16,6 +16,7 @@ from rich.console import RenderableType
 from rich.table import Table
 from typing_extensions import override
 
+from g2l_plugin import upstream
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.folder import export_student
 from g2l_plugin.encoders.weights import hash_tensors
@@ -122,8 +123,11 @@ class DistillationEvaluation(RunCallback):
     @override
     def on_fit_start(self, trainer: pl.Trainer, pl_module: Any) -> None:
         folder = Path(str(trainer.log_dir))  # synchronises devices: all must call it
-        if not trainer.is_global_zero:
-            return
+        with upstream.others_waiting(trainer) as is_first:
+            if is_first:
+                self._evaluate_start(trainer, pl_module, folder)
+
+    def _evaluate_start(self, trainer: pl.Trainer, pl_module: Any, folder: Path) -> None:
         for dataset in (self.train, self.test):
             dataset.prepare_data()
             dataset.setup()
@@ -149,8 +153,11 @@ class DistillationEvaluation(RunCallback):
     @override
     def on_fit_end(self, trainer: pl.Trainer, pl_module: Any) -> None:
         folder = Path(str(trainer.log_dir))  # synchronises devices: all must call it
-        if not trainer.is_global_zero:
-            return
+        with upstream.others_waiting(trainer) as is_first:
+            if is_first:
+                self._evaluate_end(trainer, pl_module, folder)
+
+    def _evaluate_end(self, trainer: pl.Trainer, pl_module: Any, folder: Path) -> None:
         student, step = copy.deepcopy(pl_module.student), trainer.global_step
         if (best := student_checkpoint(folder)).name == BEST:  # what is published
             checkpoint = read_checkpoint(best)

@@ -13,6 +13,7 @@ import numpy as np
 from loguru import logger
 from typing_extensions import override
 
+from g2l_plugin import upstream
 from g2l_plugin.errors import UserError
 from g2l_plugin.evaluation.embedding_files import (
     TRAINING_PATIENTS,
@@ -115,9 +116,9 @@ class EmbeddingMetrics(pl.Callback):
         )  # synchronises devices: all must call it
         values: dict[str, float] = {}
         problem = None
-        if trainer.is_global_zero:
+        with upstream.others_waiting(trainer) as is_first:  # it can take an hour
             try:
-                values = self._compute(split, folder).values
+                values = self._compute(split, folder).values if is_first else {}
             except UserError as error:
                 problem = error
         # An error is shared too: otherwise the other devices would wait forever.

@@ -64,6 +64,7 @@ def compute_on(tmp_path):
         trainer = SimpleNamespace(
             log_dir=str(tmp_path / "run_0"),
             is_global_zero=True,
+            world_size=1,
             strategy=SimpleNamespace(broadcast=lambda values: values),
             state=SimpleNamespace(fn="validate"),
         )
