@@ -1,4 +1,4 @@
-.PHONY: fmt lint types test coverage fuzz reach docs pictures notebook cards benchmark_configs costs bench
+.PHONY: fmt lint types test slow coverage fuzz reach docs pictures notebook cards benchmark_configs costs bench
 
 fmt:
 	ruff format .
@@ -19,6 +19,10 @@ test:
 coverage:
 	coverage run --source=g2l_plugin -m pytest -n0
 	coverage report --skip-covered --sort=miss --show-missing
+
+# What runs for a minute each, and is left out of `pytest`.
+slow:
+	pytest -m slow
 
 fuzz:
 	FUZZ_EXAMPLES=5000 pytest tests/fuzz

@@ -3,6 +3,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 from helpers import WIDER, save_tiny_model
 from safetensors.torch import load_file
@@ -35,6 +36,7 @@ def test_two_devices_train_as_one_with_twice_the_tiles_and_stop_together(tmp_pat
         assert torch.equal(second[name], value), name
 
 
+@pytest.mark.slow
 def test_two_devices_keep_the_queue_of_one_with_the_tiles_of_both(tmp_path):
     one, *others = run_on_one_and_two(tmp_path, "30")
     queues = [name for name in one if name.endswith("loss._extra_state") and one[name].numel()]

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pandas as pd
+import pytest
 from helpers import run_g2l
 from PIL import Image
 
@@ -21,6 +22,7 @@ def values_of(output, label, task):
     return {name for name in json.loads(file.read_text())["metrics"]["test"][0]}
 
 
+@pytest.mark.slow
 def test_manifests_of_two_and_of_three_classes_need_nothing_but_their_path(tmp_path):
     rng = np.random.default_rng(0)
     rows = []

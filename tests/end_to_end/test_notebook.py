@@ -7,9 +7,11 @@ from helpers import ROOT
 NOTEBOOK = ROOT / "docs" / "tiles_to_student.ipynb"
 
 
+@pytest.mark.slow
 def test_the_notebook_runs_from_tiles_to_a_student(tmp_path, monkeypatch):
     nbclient = pytest.importorskip("nbclient")
     monkeypatch.setenv("MAX_STEPS", "10")
+    monkeypatch.setenv("MAX_TILES", "100")
     notebook = nbformat.read(NOTEBOOK, as_version=4)
     resources = {"metadata": {"path": str(tmp_path)}}
     nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()

@@ -3,6 +3,7 @@
 import json
 
 import pandas as pd
+import pytest
 import timm
 from helpers import run_g2l, save_tiny_model
 from segmentation_downloads import bcss_names, write_bcss, write_consep, write_monusac
@@ -26,6 +27,7 @@ def dice_of(tmp_path):
     return table, table[~table["published"]].set_index(["task", "split"])
 
 
+@pytest.mark.slow
 def test_a_transformer_segments_and_its_patients_are_counted(tmp_path):
     write_consep(tmp_path / "data" / "consep")
     write_bcss(tmp_path / "data" / "bcss")
@@ -52,6 +54,7 @@ def test_a_transformer_segments_and_its_patients_are_counted(tmp_path):
     assert other.returncode != 0 and "another model or OUT_INDICES called tiny" in other.stderr
 
 
+@pytest.mark.slow
 def test_a_convolutional_network_segments(tmp_path):
     write_monusac(tmp_path / "data" / "monusac")
     network = timm.create_model("resnet10t", num_classes=0)

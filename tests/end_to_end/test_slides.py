@@ -107,6 +107,7 @@ def test_two_devices_share_the_tiles_and_publish_one_student(folder, index, run)
     assert (session / "results.json").is_file()
 
 
+@pytest.mark.slow
 def test_two_devices_that_are_asked_to_end_go_on_by_the_same_command(folder, run):
     logs = folder / "ended_logs"
     options = {"NUM_DEVICES": 2, "MAX_STEPS": 120, "CHECKPOINT_INTERVAL": 5}
