@@ -14,6 +14,11 @@ import tifffile
 from loguru import logger
 
 
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are cores: many tests wait for another process or for a clock."""
+    return min(4, (os.cpu_count() or 1) + 1)
+
+
 @pytest.fixture
 def write_slide():
     """Writes a pyramidal tiled TIFF with a tissue-coloured disk on glass; returns its path."""

@@ -93,6 +93,7 @@ def test_the_console_script_prints_errors_in_a_line(slides, tmp_path):
     assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
 
 
+@pytest.mark.slow
 def test_an_error_in_a_process_of_pack_is_a_line(slides, tmp_path):
     assert run_g2l("index", slides, tmp_path / "index", *SMALL).returncode == 0
     damage(slides / "1.tiff", 0, range(4, 12))

@@ -47,6 +47,7 @@ def test_the_names_are_grouped_as_people_work():
     assert groups[1:8] == ["Choose", "Load", "Distil", "Publish", "Embed", "Evaluate", "Report"]
 
 
+@pytest.mark.slow
 def test_a_type_checker_knows_the_public_names(tmp_path):
     pytest.importorskip("mypy")
     code = "import g2l_plugin\ng2l_plugin.load_encoder('demo:teacher')\ng2l_plugin.no_such\n"

@@ -95,6 +95,7 @@ def test_the_options_for_scale_are_taken_from_the_environment(folder, run):
     assert "teacher_cache" not in text  # a place of this machine
 
 
+@pytest.mark.slow
 def test_two_devices_share_the_tiles_and_publish_one_student(folder, index, run):
     damage(folder / "cohort" / "slides" / "north-000.tiff", 0, [9])  # perhaps seen by one of them
     result = run("two_logs", NUM_DEVICES=2)  # into a second epoch
