@@ -1,5 +1,6 @@
 """Shared fixtures: small slides that the tests make, and the real ones where they are."""
 
+import multiprocessing
 import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -17,6 +18,15 @@ from loguru import logger
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: many tests wait for another process or for a clock."""
     return min(4, (os.cpu_count() or 1) + 1)
+
+
+@pytest.fixture(autouse=True)
+def keep_start_method():
+    """Processes start as before: eva's datasets of embeddings have all that follow spawned."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    yield
+    if multiprocessing.get_start_method(allow_none=True) != before:
+        multiprocessing.set_start_method(before, force=True)
 
 
 @pytest.fixture
