@@ -158,3 +158,12 @@ def damage(path: Path, level: int, tiles) -> None:
             file.seek(offset)
             file.write(b"\xff" * count)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+def cache_weights(cache: Path, repo_id: str) -> None:
+    """Has the Hub's cache know a repository with weights, whose main is the commit abc."""
+    repo = cache / f"models--{repo_id.replace('/', '--')}"
+    (repo / "refs").mkdir(parents=True)
+    (repo / "refs" / "main").write_text("abc")
+    (repo / "snapshots" / "abc").mkdir(parents=True)
+    (repo / "snapshots" / "abc" / "model.safetensors").touch()

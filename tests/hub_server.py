@@ -12,7 +12,11 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import unquote, urlsplit
+
+from huggingface_hub import constants
+from huggingface_hub.utils import _http
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
@@ -351,3 +355,18 @@ def serve_hub(repos: dict[str, Path]) -> Iterator[Hub]:
         hub.shutdown()
         hub.server_close()
         thread.join()
+
+
+def connect_client(hub, folder, monkeypatch):
+    """Has the client of this process talk to a hub, with a cache in a folder, without pauses."""
+    template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
+    for name, value in {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_CACHE": str(folder / "cache"),
+        "HF_TOKEN_PATH": str(folder / "no_token"),
+        "HF_HUB_DISABLE_XET": True,
+        "HF_HUB_OFFLINE": False,
+    }.items():
+        monkeypatch.setattr(constants, name, value)
+    monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import h5py
 import pytest
-from helpers import damage, run_g2l
+from helpers import cache_weights, damage, run_g2l
 from PIL import Image
 
 from g2l_plugin import cli
@@ -105,11 +105,7 @@ def test_an_error_in_a_process_of_pack_is_a_line(slides, tmp_path):
 
 def test_models_are_listed_with_what_is_in_the_cache(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    repo = tmp_path / "models--paige-ai--Virchow2"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text("abc")
-    (repo / "snapshots" / "abc").mkdir(parents=True)
-    (repo / "snapshots" / "abc" / "model.safetensors").touch()
+    cache_weights(tmp_path, "paige-ai/Virchow2")
     assert cli.main(["models"]) == 0
     lines = capsys.readouterr().out.splitlines()
     columns = {line.split("  ")[1].strip(): line.split() for line in lines if line[:2] == "  "}

@@ -1,7 +1,7 @@
 import re
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, cache_weights
 
 from g2l_plugin.doctor import needs
 
@@ -20,11 +20,7 @@ def test_weights_that_are_in_the_cache_are_not_downloaded(settings, tmp_path, mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     both = needs.download_size(settings)
     assert both == (1_134_774_272 + 303_657_216) * 4
-    repo = tmp_path / "models--bioptimus--H-optimus-0"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text("abc")
-    (repo / "snapshots" / "abc").mkdir(parents=True)
-    (repo / "snapshots" / "abc" / "model.safetensors").touch()
+    cache_weights(tmp_path, "bioptimus/H-optimus-0")
     assert needs.download_size(settings) == 303_657_216 * 4
 
 

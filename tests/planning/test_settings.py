@@ -2,6 +2,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+from helpers import cache_weights
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.planning.settings import Model, read_settings
@@ -73,11 +74,7 @@ def test_a_config_without_the_recipe_is_refused():
 
 def test_only_weights_of_the_asked_revision_count_as_cached(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    repo = tmp_path / "models--org--name"
-    (repo / "refs").mkdir(parents=True)
-    (repo / "refs" / "main").write_text("abc")
-    (repo / "snapshots" / "abc").mkdir(parents=True)
-    (repo / "snapshots" / "abc" / "model.safetensors").touch()
+    cache_weights(tmp_path, "org/name")
     assert Model("TEACHER", "hf-hub:org/name").is_cached()
     assert Model("TEACHER", "hf-hub:org/name@abc").is_cached()
     assert not Model("TEACHER", "hf-hub:org/name", "v2").is_cached()

@@ -4,16 +4,14 @@ import json
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import numpy as np
 import onnxruntime
 import pytest
 import torch
 from helpers import save_tiny_model
-from hub_server import COMMIT, serve_hub
+from hub_server import COMMIT, connect_client, serve_hub
 from huggingface_hub import constants
-from huggingface_hub.utils import _http
 from PIL import Image
 
 from g2l_plugin import cli
@@ -36,14 +34,7 @@ def student(tmp_path):
 def hub(student, tmp_path, monkeypatch):
     """A hub that has the student as org/tiny, which the client talks to."""
     with serve_hub({"org/tiny": student}) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))
+        connect_client(hub, tmp_path, monkeypatch)
         monkeypatch.delenv("HF_TOKEN", raising=False)
         yield hub
 

@@ -5,14 +5,12 @@ import logging
 import re
 import tempfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import hub_server
 import pytest
 from helpers import save_tiny_model
-from hub_server import serve_hub
+from hub_server import connect_client, serve_hub
 from huggingface_hub import HfApi, constants
-from huggingface_hub.utils import _http
 from loguru import logger
 
 from g2l_plugin.errors import UserError
@@ -64,14 +62,7 @@ def hub(tmp_path, monkeypatch, log, capfd):
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     with serve_hub({}) as hub:
-        monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-        template = f"{hub.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no_token"))
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))
+        connect_client(hub, tmp_path, monkeypatch)
         monkeypatch.setattr(tempfile, "tempdir", str(temporary))
         monkeypatch.delenv("HUGGING_FACE_HUB_TOKEN", raising=False)
         monkeypatch.setenv("HF_TOKEN", TOKEN)
