@@ -22,7 +22,6 @@ import sys
 import tempfile
 import threading
 import time
-import types
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -40,6 +39,7 @@ from g2l_plugin.distillation.objective import CombinedObjective
 from g2l_plugin.distillation.teachers import Teachers
 from g2l_plugin.encoders.encoder import Provenance
 from g2l_plugin.encoders.load import EncoderSource
+from g2l_plugin.planning.step_memory import step_alone
 from g2l_plugin.slides.batch import TileBatch
 
 GROUPS: list[dict[str, dict[str, Any]]] = [
@@ -75,21 +75,6 @@ _READY = "ready"
 _PRODUCT_SIDE, _PRODUCTS = 8192, 2000
 
 
-class Step(DistillationModule):
-    """The module without a trainer."""
-
-    global_step = property(lambda self: 0)
-    global_rank = property(lambda self: 0)
-    trainer = property(
-        lambda self: types.SimpleNamespace(world_size=1, log_every_n_steps=10**9),
-        lambda self, value: None,
-    )
-
-    def all_gather(self, data: Any, *args: Any, **kwargs: Any) -> Any:
-        """One device has all rows."""
-        return data
-
-
 class Bench:
     """The networks' names and the device."""
 
@@ -109,17 +94,18 @@ class Bench:
         encoder = Encoder(model.to(dtype), mean=(0.5,) * 3, std=(0.2,) * 3, provenance=random)
         return encoder.to(self.device)
 
-    def module(self, micro: int | None) -> Step:
+    def module(self, micro: int | None) -> DistillationModule:
         """The module that is trained."""
         source = EncoderSource("none")
-        module = Step(source, source, micro_batch_size=micro)
+        module = DistillationModule(source, source, micro_batch_size=micro)
+        step_alone(module)
         teachers = Teachers([])
         teacher = self.encoder("teacher", torch.bfloat16).eval().requires_grad_(False)
         teachers._encoders = nn.ModuleList([teacher])
         module.teachers, module.student = teachers, self.encoder("student", torch.float32)
         dims = module.student.embedding_dim, [teacher.embedding_dim]
         module.objective = CombinedObjective(*dims, module.loss).to(self.device)
-        return module.train()
+        return module.to(self.device).train()  # the module is told its device too
 
     def synchronize(self) -> None:
         """Waits for the device."""

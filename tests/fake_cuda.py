@@ -10,6 +10,7 @@ import itertools
 from collections import Counter
 
 import torch
+from lightning.pytorch import LightningModule
 from torch import nn
 from torch._subclasses.fake_tensor import (
     FakeTensor,
@@ -180,6 +181,8 @@ def to_cuda(module: nn.Module) -> None:
         for name, buffer in part._buffers.items():
             if buffer is not None:
                 part._buffers[name] = buffer.to(CUDA)
+    if isinstance(module, LightningModule):
+        module._device = CUDA  # where it gathers, as `to` would have set it
 
 
 def backward(loss: torch.Tensor, monkeypatch) -> None:

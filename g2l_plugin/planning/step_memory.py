@@ -121,6 +121,18 @@ class _NoSync(StepSync):
         pass
 
 
+def step_alone(module: DistillationModule) -> None:
+    """Lets a module make its first step, on one device, without a trainer; nothing is logged."""
+    trainer: Any = types.SimpleNamespace(
+        world_size=1,
+        global_rank=0,
+        global_step=0,
+        log_every_n_steps=10**9,
+        strategy=types.SimpleNamespace(all_gather=lambda rows, **_: rows),
+    )
+    module.trainer = trainer
+
+
 class Tracer:
     """Steps of a module on fake tensors."""
 
@@ -143,15 +155,7 @@ class Tracer:
         if not hasattr(module, "objective"):
             build_weightless(module)
         module.train()
-        strategy = types.SimpleNamespace(all_gather=lambda rows, **_: rows)
-        trainer: Any = types.SimpleNamespace(
-            world_size=1,
-            global_rank=0,
-            global_step=0,
-            log_every_n_steps=2,  # not in this step
-            strategy=strategy,
-        )
-        module.trainer = trainer
+        step_alone(module)
         module.step_sync = _NoSync()
         self._live = LiveBytes()
         self._fakes = FakeTensorMode(allow_non_fake_inputs=True)

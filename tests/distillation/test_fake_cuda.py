@@ -15,7 +15,6 @@ What such a device cannot show, and why:
 """
 
 import copy
-import types
 
 import numpy as np
 import pytest
@@ -29,6 +28,7 @@ from g2l_plugin.distillation.losses import SimilarityKLLoss
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.running.teacher_caches import TeacherCaches
 from g2l_plugin.encoders.load import EncoderSource
+from g2l_plugin.planning.step_memory import step_alone
 from g2l_plugin.slides.batch import TileBatch
 from g2l_plugin.slides.views import AugmentedView
 from g2l_plugin.transfer import start_copy, to_device
@@ -71,20 +71,6 @@ _EXPECTED = {
 }
 
 
-class Step(DistillationModule):
-    """The module without a trainer."""
-
-    global_step = property(lambda self: 0)
-    global_rank = property(lambda self: 0)
-    trainer = property(
-        lambda self: types.SimpleNamespace(world_size=1, log_every_n_steps=10**9),
-        lambda self, value: None,
-    )
-
-    def all_gather(self, data, *args, **kwargs):
-        return data
-
-
 class Tiles:
     """What a cache asks of a dataset."""
 
@@ -112,12 +98,13 @@ def make_module(teachers, tmp_path):
         options["view"] = AugmentedView(
             32, **{"color_jitter_prob": 0, "blur_prob": 0, "n_views": 1} | (view or {})
         )
-        module = Step(
+        module = DistillationModule(
             teachers[0],
             EncoderSource("timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY),
             further_teachers=teachers[1:] if further_teachers else None,
             **copy.deepcopy(options),  # a loss is moved with its module
         )
+        step_alone(module)
         module.configure_model()
         if teacher_cache:
             encoders, settings = module.teachers.encoders, module.view.settings()

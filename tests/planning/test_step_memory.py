@@ -1,7 +1,6 @@
 import functools
 import json
 import re
-import types
 
 import numpy as np
 import pytest
@@ -17,6 +16,7 @@ from g2l_plugin.planning.step_memory import (
     Tracer,
     largest_batch,
     largest_micro_batch,
+    step_alone,
     trace,
 )
 from g2l_plugin.planning.weightless import read_module
@@ -95,10 +95,7 @@ def real_peak(folder, dtype, precision, micro, batch):
         module.micro_batch_size = micro
         module.configure_model()
         module.train()
-        gather = types.SimpleNamespace(all_gather=lambda rows, **_: rows)
-        module.trainer = types.SimpleNamespace(
-            world_size=1, global_rank=0, global_step=0, log_every_n_steps=9, strategy=gather
-        )
+        step_alone(module)
         optimizer = module.optimizer([p for p in module.parameters() if p.requires_grad])
         tiles = torch.randint(0, 256, (batch, 3, 256, 256), dtype=torch.uint8)
         for _ in range(2):  # the moments are there in the second
