@@ -171,9 +171,11 @@ def compose(
             "INDEX_ROOT": options.work / f"index_{options.view}",
         }
         # A GPU embeds faster than runs can share a cache; and none holds patch tokens or new views.
-        settings = {**variables, **row.get("settings", {})}
-        cached = not {"PATCH_WEIGHT", "model.init_args.patch_weight"} & set(settings)
-        if options.accelerator == "cpu" and cached and settings["N_VIEWS"] != "null":
+        has_patches = "PATCH_WEIGHT" in variables or "model.init_args.patch_weight" in row.get(
+            "settings", {}
+        )
+        can_be_cached = not has_patches and variables["N_VIEWS"] != "null"
+        if options.accelerator == "cpu" and can_be_cached:
             variables["TEACHER_CACHE"] = options.work / "cache"
     if options.view != 224 and not on_demo:  # a smaller input that shows the same tissue
         tile = round(_TILE * options.view / 224)

@@ -176,21 +176,19 @@ class DistillationEvaluation(RunCallback):
 
     def _evaluate(self, name: str, encoder: Encoder, view_size: int, folder: Path) -> None:
         with torch.compiler.set_stance("force_eager"):  # as published, and in batches of any size
-            self._evaluate_as_it_is(name, encoder, view_size, folder)
-
-    def _evaluate_as_it_is(self, name: str, encoder: Encoder, view_size: int, folder: Path) -> None:
-        train, test = (
-            embed_tiles(
-                encoder,
-                dataset,
-                view_size,
-                split,
-                self.batch_size,
-                self.num_workers,
-                description=f"Evaluating {name}",
+            train, test = (
+                embed_tiles(
+                    encoder,
+                    dataset,
+                    view_size,
+                    split,
+                    self.batch_size,
+                    self.num_workers,
+                    description=f"Evaluating {name}",
+                )
+                for split, dataset in (("train", self.train), (_SPLIT, self.test))
             )
-            for split, dataset in (("train", self.train), (_SPLIT, self.test))
-        )
+            model = _describe(name, encoder, view_size, self.batch_size)
         if self._teacher is None:
             self._teacher = test
         result = merge([compute_all(self.metrics, train, test), align(test, self._teacher)])
@@ -202,7 +200,7 @@ class DistillationEvaluation(RunCallback):
             test,
             task=self.task,
             classes=self.classes,
-            model=_describe(name, encoder, view_size, self.batch_size),
+            model=model,
         )
         _write_results(session, result)
         self._size = {"n_tiles": len(test), "n_units": len(set(test.units))}
