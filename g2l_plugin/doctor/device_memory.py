@@ -8,17 +8,12 @@ import functools
 from torch.optim import AdamW
 
 from g2l_plugin.distillation.module import DistillationModule
+from g2l_plugin.doctor.needs import STUDENT, TEACHER
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.errors import UserError
 from g2l_plugin.planning.settings import Model, Settings
 from g2l_plugin.planning.step_memory import DEVICE_OVERHEAD, StepMemory, largest_micro_batch, trace
 from g2l_plugin.slides.views import AugmentedView
-
-_TEACHER, _STUDENT = (
-    Model("", "hf-hub:bioptimus/H-optimus-0", pretrained=False, dtype="bfloat16"),
-    Model("", "hf-hub:histai/hibou-L", pretrained=False),
-)
-"""The networks whose memory was measured on a GPU (docs/training.md)."""
 
 
 def is_measured(settings: Settings) -> bool:
@@ -27,9 +22,9 @@ def is_measured(settings: Settings) -> bool:
     return (
         not further
         and (settings.precision, settings.view_size) == ("bf16-mixed", 224)
-        and teacher.dtype == _TEACHER.dtype
-        and teacher.parameters == _TEACHER.parameters
-        and student.parameters == _STUDENT.parameters
+        and teacher.dtype == TEACHER.dtype
+        and teacher.parameters == TEACHER.parameters
+        and student.parameters == STUDENT.parameters
     )
 
 
@@ -47,13 +42,13 @@ def largest_fitting(settings: Settings, memory: float) -> int | None:
 def _step(settings: Settings) -> StepMemory:
     try:
         return _traced(
-            tuple(_buildable(teacher, _TEACHER) for teacher in settings.teachers),
-            _buildable(settings.student, _STUDENT),
+            tuple(_buildable(teacher, TEACHER) for teacher in settings.teachers),
+            _buildable(settings.student, STUDENT),
             settings.view_size,
             settings.precision,
         )
     except UserError:  # the run says so itself, and another check before it
-        return _traced((_TEACHER,), _STUDENT, 224, "bf16-mixed")
+        return _traced((TEACHER,), STUDENT, 224, "bf16-mixed")
 
 
 @functools.cache
@@ -74,5 +69,5 @@ def _traced(
 def _buildable(model: Model, otherwise: Model) -> Model:
     """A network that is built without the Hub; a measured one in place of others."""
     if model.known is None and model.repo_id is not None:
-        return dataclasses.replace(otherwise, dtype=model.dtype)
+        model = dataclasses.replace(otherwise, dtype=model.dtype)
     return dataclasses.replace(model, variable="", revision=None, pretrained=False)

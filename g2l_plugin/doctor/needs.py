@@ -5,11 +5,12 @@ from __future__ import annotations
 from g2l_plugin.planning import disk
 from g2l_plugin.planning.settings import Model, Settings
 
-_TEACHER, _STUDENT = (
+TEACHER, STUDENT = (
     Model("", "hf-hub:bioptimus/H-optimus-0", dtype="bfloat16"),
     Model("", "hf-hub:histai/hibou-L"),
 )
-"""The networks of the recipe, in place of those that are not known."""
+"""The networks of the recipe, in place of those that are not known. A step with them was measured
+on a GPU (docs/training.md)."""
 
 PROCESS = 0.9e9
 """Bytes of the run's process, and of each worker: a third of the 2,868 MB of a process with two
@@ -40,7 +41,7 @@ def shared_memory(settings: Settings, workers: int, devices: int, forked: bool) 
 
 def output_size(settings: Settings) -> float:
     """Bytes of a run's folder: its checkpoints and the student."""
-    parameters = _parameters(settings.student, _STUDENT)
+    parameters = _parameters(settings.student, STUDENT)
     return disk.CHECKPOINTS * disk.checkpoint(parameters) + disk.weights(parameters)
 
 

@@ -174,12 +174,6 @@ def _append(file: Path, text: str) -> None:
     write_text(file, f"{file.read_text(encoding='utf-8').rstrip()}\n\n{text}")
 
 
-def _exists(folder: Path) -> UserError:
-    return UserError(
-        f"{folder} exists and does not hold this export. Choose another --output, or delete it."
-    )
-
-
 def _write_timm_folder(folder: Path, source: str, student: Student, encoder: Encoder) -> None:
     """Writes what timm from 0.9.16 on can load, and checks that it is the student."""
     card = f"# {student.name}\n\nWritten by `g2l export` from {student.source}.\n"
