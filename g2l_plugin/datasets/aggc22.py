@@ -157,8 +157,7 @@ def mask_shares(
     except UserError:
         raise
     except Exception as error:  # decoders raise many types
-        hint = " `pip install imagecodecs` may help." if "imagecodecs" in str(error) else ""
-        raise UserError(f"{path} cannot be read ({in_one_line(error)}).{hint}") from error
+        raise UserError(f"{path} cannot be read ({in_one_line(error)}).") from error
     pixels = (np.bincount(rows, minlength=grid[0] + 1), np.bincount(columns, minlength=grid[1] + 1))
     return counts[:-1, :-1] / np.maximum(np.outer(*pixels)[:-1, :-1], 1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 from pathlib import Path
 
+import cv2
 import numpy as np
 import openslide
 from PIL import Image
@@ -69,7 +70,7 @@ def read_overview(
 
 def _is_empty(pixels: np.ndarray) -> bool:
     """Whether an overview (height, width, 3) has a single colour."""
-    return bool((np.ptp(pixels, axis=(0, 1)) == 0).all())
+    return all(np.ptp(channel) == 0 for channel in cv2.split(pixels))
 
 
 def _read_level(

@@ -10,9 +10,9 @@ from urllib.parse import quote
 
 import numpy as np
 from PIL import Image, ImageDraw
-from skimage import segmentation
 
 from g2l_plugin.files import write_text
+from g2l_plugin.slides.tissue import outline
 
 _SIDE_LIMITS = (600, 1200)
 """Minimum and maximum of a thumbnail's longest side, in pixels."""
@@ -41,7 +41,7 @@ def draw_thumbnail(
         left_out: The same for the tiles that are left out, by reason.
     """
     marked = overview.copy()
-    marked[segmentation.find_boundaries(mask, mode="inner")] = _TISSUE_COLOUR
+    marked[outline(mask)] = _TISSUE_COLOUR
     image = Image.fromarray(marked)
     zoom = np.clip(max(image.size), *_SIDE_LIMITS) / max(image.size)
     image = image.resize([max(round(length * zoom), 1) for length in image.size])

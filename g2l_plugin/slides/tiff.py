@@ -6,8 +6,9 @@ makes only those pixels (JPEG 2000 likewise, by its resolution levels), and neig
 tiles. Whether this gives a slide's pixels is for `proof` to say.
 
 JPEG is decoded by libjpeg-turbo through simplejpeg: one half of the time that Pillow needs, and as
-fast as imagecodecs, which cannot decode at a smaller size. JPEG 2000 is decoded by OpenJPEG through
-Pillow.
+fast as imagecodecs, which cannot decode at a smaller size. JPEG 2000 is decoded by OpenJPEG: at full
+size through imagecodecs, in two thirds of the time that Pillow needs, which decodes smaller sizes and
+Aperio's YCbCr.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import openslide
 import simplejpeg
@@ -182,8 +184,8 @@ class TiffSlide:
             tile = level.decode(compressed, width, height, reduction)
         except Exception as error:  # damaged bytes raise any error in the decoders
             raise openslide.OpenSlideError(f"tile {number} cannot be decoded: {error}") from error
-        if tile.shape != (height, width, 3):
-            raise openslide.OpenSlideError(f"tile {number} has the shape {tile.shape}")
+        if tile.shape != (height, width, 3) or tile.dtype != np.uint8:
+            raise openslide.OpenSlideError(f"tile {number} is {tile.dtype} {tile.shape}")
         return tile
 
     def _page(self, number: int) -> _Page:
@@ -247,6 +249,8 @@ class _Page:
         with Image.open(io.BytesIO(compressed), formats=("JPEG2000",)) as image:
             if (image.width, image.height) != (width * reduction, height * reduction):
                 raise ValueError(f"it has {image.width} x {image.height} pixels")
+            if reduction == 1 and self.compression != _APERIO_J2K_YCBCR:
+                return imagecodecs.jpeg2k_decode(compressed)
             image.reduce = reduction.bit_length() - 1
             pixels = np.asarray(image)
         if self.compression == _APERIO_J2K_YCBCR:

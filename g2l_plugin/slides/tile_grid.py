@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
+import cv2
 import numpy as np
 import openslide
 from PIL import Image
@@ -26,9 +27,14 @@ from g2l_plugin.slides.slide import (
     slide_mpp,
 )
 from g2l_plugin.slides.thumbnail import draw_thumbnail
+from g2l_plugin.slides.tiff import DecodedTiles
 
 _SQUARE = 8
 """The table lists tiles in squares of 8 by 8, because neighbours share compressed pixels."""
+
+_FOCUS_CACHE_BYTES = 128 << 20
+"""Decoded pixels that are kept while sharpness is measured row by row: two rows of compressed tiles
+of the widest slide, so that each is decoded once."""
 
 READERS = ("auto", "openslide")
 """What may read tiles, see `TileGrid`."""
@@ -174,9 +180,10 @@ def index_slide(
             "colour.",
         )
     xy = _grid_corners(slide_size, plan.level0_size)
-    mask = tissue.tissue_mask(overview)
+    hsv = tissue.to_hsv(overview)
+    mask = tissue.tissue_mask(hsv)
     share = _area_means(mask, xy, plan.level0_size, slide_size)
-    ink = _area_means(tissue.ink_mask(overview), xy, plan.level0_size, slide_size)
+    ink = _area_means(tissue.ink_mask(hsv), xy, plan.level0_size, slide_size)
     on_tissue = share >= grid.min_tissue
     inked = on_tissue & (ink > _MAX_INK)
     candidates = np.flatnonzero(on_tissue & ~inked)
@@ -269,14 +276,16 @@ def _measure_sharpness(
         focus = focus if reason else reduced
     size = _divide(focus.read_size, focus.reduction)
 
-    handle = open_for(path, focus)
-    for number, (x, y) in enumerate(xy.tolist()):
+    cache = DecodedTiles(_FOCUS_CACHE_BYTES)
+    handle = open_for(path, focus, cache)
+    for number in np.lexsort(xy.T).tolist():
+        x, y = xy[number].tolist()
         try:
             pixels = read_tile(handle, focus, x, y, size)
         except openslide.OpenSlideError:
             # OpenSlide refuses every later read through a handle that failed once.
             handle.close()
-            handle = open_for(path, focus)
+            handle = open_for(path, focus, cache)
             continue
         values[number] = tissue.sharpness(pixels, mpp * downsample * focus.reduction)
     handle.close()
@@ -303,7 +312,7 @@ def _area_means(
     Returns:
         The means, float (tiles,).
     """
-    integral = np.pad(mask.astype(np.int64).cumsum(0).cumsum(1), ((1, 0), (1, 0)))
+    integral = cv2.integral(mask.view(np.uint8))  # int32 (height + 1, width + 1)
     scale = np.array([mask.shape[1] / slide_size[0], mask.shape[0] / slide_size[1]])
     limits = np.array([mask.shape[1], mask.shape[0]])
     start = np.minimum(np.floor(xy * scale).astype(int), limits - 1)
