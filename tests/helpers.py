@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import forked_eva
 import tifffile
 import timm
 import torch
@@ -86,7 +87,7 @@ def save_own_code(folder: Path) -> Path:
 
 
 def run_eva(command, config, cwd, interrupt=None, **environment):
-    """Runs eva's console script on a config; returns the finished process.
+    """Runs eva's command line on a config; returns the finished process.
 
     With a function as `interrupt` the process is sent SIGTERM once that returns something.
     """
@@ -99,8 +100,11 @@ def run_eva(command, config, cwd, interrupt=None, **environment):
         "FORCE_PUBLISH": "true",  # a few steps need not better a student
         **{name: str(value) for name, value in environment.items()},
     }
+    arguments = [command, "--config", str(config)]
+    if interrupt is None and forked_eva.can_run(environment):
+        return forked_eva.run(arguments, cwd, environment, timeout=600)
     process = subprocess.Popen(
-        [EVA, command, "--config", config],
+        [EVA, *arguments],
         cwd=cwd,
         env=environment,
         stdout=subprocess.PIPE,

@@ -9,6 +9,8 @@ from PIL import Image
 
 CONFIGS = ROOT / "configs" / "benchmarks"
 MODEL = {"MODEL_NAME": "universal/vit_tiny_patch16_224_random", "IN_FEATURES": 192, "N_RUNS": 2}
+# eva has the workers of embeddings spawned: each imports all of eva.
+HERE = {"N_DATA_WORKERS": 0}
 
 
 def write_tiles(root):
@@ -37,7 +39,7 @@ def test_tiles_of_a_manifest_in_two_classes(tmp_path):
     manifest = write_tiles(root)
     manifest.to_csv(root / "manifest.csv", index=False)
     result = run_eva(
-        "predict_fit", CONFIGS / "idc.yaml", tmp_path, **MODEL, RESIZE_DIM=32, MAX_STEPS=20
+        "predict_fit", CONFIGS / "idc.yaml", tmp_path, **MODEL, **HERE, RESIZE_DIM=32, MAX_STEPS=20
     )
     assert result.returncode == 0, result.stderr
     metrics = metrics_of(tmp_path, "test")
@@ -103,6 +105,7 @@ def test_slides_of_a_manifest(tmp_path, write_slide):
         CONFIGS / "tp53.yaml",
         tmp_path,
         **MODEL | {"N_RUNS": 1},
+        **HERE,
         DATA_ROOT=root,
         MANIFEST_FILE=tmp_path / "tp53.csv",
         RESIZE_DIM=32,
