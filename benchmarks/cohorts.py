@@ -19,6 +19,8 @@ from g2l_plugin.demo.generate import make_cohort
 from g2l_plugin.slides.slide_list import SLIDE_SUFFIXES
 
 _CELL, _TILE = 3840, 240
+_APERIO = "Aperio Image Library v12\r\n{}x{} ({}x{}) J2K|AppMag = 40|MPP = 0.25"
+_APERIO_J2K, _J2K_RATE = 33005, 19
 N_VAL_TILES = 64
 """Tiles held out for validation, as in the recipe's config, which holds out more."""
 
@@ -65,11 +67,11 @@ def min_sharpness(full_size: bool) -> float:
     return 0.01 if full_size else 0.1
 
 
-def make_full_size(source: Path | None, folder: Path) -> Path:
+def make_full_size(source: Path | None, folder: Path, jpeg2000: bool = False) -> Path:
     """Makes a folder with one slide as large as a scanner's, from the largest of `source`."""
     slides = find_slides(source, folder.parent / "demo")
     folder.mkdir()
-    _write_full_size(max(slides, key=_count_pixels), folder / "full_size.tiff")
+    _write_full_size(max(slides, key=_count_pixels), folder / "full_size.tiff", jpeg2000)
     return folder
 
 
@@ -135,19 +137,30 @@ def _count_pixels(path: Path) -> int:
         return slide.dimensions[0] * slide.dimensions[1]
 
 
-def _write_full_size(source: Path, target: Path, cells: tuple[int, int] = (26, 17)) -> None:
+def _write_full_size(
+    source: Path, target: Path, jpeg2000: bool, cells: tuple[int, int] = (26, 17)
+) -> None:
     """Writes a slide as large as a scanner's, with the pixels of a small one.
 
     A third of it, in the middle, is tissue; the rest is glass. The tissue repeats the centre of the
-    small slide, at a stated 0.25 microns per pixel. Like Aperio's files it has JPEG tiles of 240
-    pixels and levels at downsamples of 1, 4 and 16.
+    small slide, at a stated 0.25 microns per pixel. Like Aperio's files it has tiles of 240 pixels
+    and levels at downsamples of 1, 4 and 16.
 
     Args:
         source: A slide of at least 1,920 x 1,920 pixels.
         target: The TIFF to write, about 1 GB.
+        jpeg2000: Whether its tiles are JPEG 2000 of a nineteenth of their pixels' bytes, as in
+            Aperio's files of quality 70; else they are JPEG of quality 85.
         cells: Its width and height, in cells of 3,840 pixels.
     """
     columns, rows = cells
+    if jpeg2000:
+        encode = _jpeg2000
+        description = _APERIO.format(columns * _CELL, rows * _CELL, _TILE, _TILE)
+        layout = {"compression": _APERIO_J2K, "photometric": "rgb", "description": description}
+    else:
+        encode = _jpeg
+        layout = {"compression": "jpeg", "photometric": "ycbcr", "subsampling": (1, 1)}
     y, x = np.mgrid[:rows, :columns]
     distance = np.hypot((y + 0.5) / rows - 0.5, (x + 0.5) / columns - 0.5)
     is_tissue = distance < (1 / 3 / np.pi) ** 0.5
@@ -161,11 +174,11 @@ def _write_full_size(source: Path, target: Path, cells: tuple[int, int] = (26, 1
             small = cell.resize((size, size), Image.Resampling.BOX)
             per_cell = size // _TILE
             tissue = {
-                (i, j): _jpeg(small.crop((j * _TILE, i * _TILE, (j + 1) * _TILE, (i + 1) * _TILE)))
+                (i, j): encode(small.crop((j * _TILE, i * _TILE, (j + 1) * _TILE, (i + 1) * _TILE)))
                 for i in range(per_cell)
                 for j in range(per_cell)
             }
-            glass = _jpeg(Image.new("RGB", (_TILE, _TILE), (244, 243, 245)))
+            glass = encode(Image.new("RGB", (_TILE, _TILE), (244, 243, 245)))
             mpp = 0.25 * downsample
             writer.write(
                 (
@@ -178,9 +191,8 @@ def _write_full_size(source: Path, target: Path, cells: tuple[int, int] = (26, 1
                 shape=(rows * size, columns * size, 3),
                 dtype=np.uint8,
                 tile=(_TILE, _TILE),
-                photometric="ycbcr",
-                subsampling=(1, 1),
-                compression="jpeg",
+                metadata=None,
+                **layout,
                 subfiletype=int(downsample > 1),
                 resolution=(1e4 / mpp, 1e4 / mpp),
                 resolutionunit="CENTIMETER",
@@ -190,4 +202,11 @@ def _write_full_size(source: Path, target: Path, cells: tuple[int, int] = (26, 1
 def _jpeg(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "JPEG", quality=85, subsampling=0)
+    return buffer.getvalue()
+
+
+def _jpeg2000(image: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    options = {"no_jp2": True, "irreversible": True, "quality_layers": [_J2K_RATE]}
+    image.save(buffer, "JPEG2000", **options)
     return buffer.getvalue()

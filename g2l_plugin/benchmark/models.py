@@ -67,16 +67,28 @@ def load_models(names: Sequence[str], maps: bool = False) -> list[Model]:
         UserError: A model is unknown, cannot be loaded, has random weights, has the label of
             another one, or gives no maps where they are needed.
     """
+    models = [_load(label, source) for label, source in name_sources(names).items()]
+    if not maps:
+        return models
+    return [dataclasses.replace(model, maps=_load_maps(model)) for model in models]
+
+
+def name_sources(names: Sequence[str]) -> dict[str, str]:
+    """Finds the label and the source of each model.
+
+    Args:
+        names: As in `load_models`.
+
+    Raises:
+        UserError: A model is unknown, has random weights, or has the label of another one.
+    """
     sources = [_split_label(name) for name in names]
     labels = [label for label, _ in sources]
     if repeated := next((label for label in labels if labels.count(label) > 1), None):
         raise UserError(
             f"{' and '.join(names)} are both called {repeated}. Name one of them: LABEL=MODEL."
         )
-    models = [_load(label, source) for label, source in sources]
-    if not maps:
-        return models
-    return [dataclasses.replace(model, maps=_load_maps(model)) for model in models]
+    return dict(sources)
 
 
 def _split_label(name: str) -> tuple[str, str]:

@@ -21,6 +21,7 @@ from g2l_plugin.cli import (
     prepare,
     publish,
     report,
+    speed,
 )
 from g2l_plugin.errors import UserError
 
@@ -37,6 +38,7 @@ _COMMANDS = (
     prepare,
     benchmark,
     invariance,
+    speed,
     report,
 )
 """In the order in which a user meets them."""

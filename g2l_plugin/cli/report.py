@@ -29,6 +29,7 @@ def add_parser(commands: Commands) -> None:
     add("results", nargs="+", metavar="RESULTS", help="folder of results, or one above them")
     add("--output", type=Path, required=True, metavar="DIR", help="folder for the report")
     add("--reference", metavar="MODEL", help="model to compare with; the best if not given")
+    add("--speed", type=Path, metavar="JSON", help="speeds in turns, written by `g2l speed`")
     add("--no-published", action="store_true", help="leaves out published values")
     parser.set_defaults(command=_run)
 
@@ -38,7 +39,11 @@ def _run(options: argparse.Namespace) -> None:
     from g2l_plugin.report.terminal import print_report
 
     report = write_report(
-        options.results, options.output, options.reference, not options.no_published
+        options.results,
+        options.output,
+        options.reference,
+        not options.no_published,
+        options.speed,
     )
     print_report(report)
     print(f"Look at: {options.output / PAGE}")

@@ -59,7 +59,7 @@ def measure_speed(network: nn.Module, images: torch.Tensor) -> Speed:
     with FlopCounterMode(display=False) as counter:
         network(images[:1])
     return Speed(
-        device=_name(images.device),
+        device=name_device(images.device),
         batch_size=len(images),
         tiles_per_second=len(images) / statistics.median(seconds),
         peak_memory_bytes=peak,
@@ -68,7 +68,8 @@ def measure_speed(network: nn.Module, images: torch.Tensor) -> Speed:
     )
 
 
-def _name(device: torch.device) -> str:
+def name_device(device: torch.device) -> str:
+    """The name of a device in results, e.g. `NVIDIA H200` or `CPU (2 threads)`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     if device.type == "cpu":

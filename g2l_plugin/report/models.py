@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.report.sessions import Session
 
 
@@ -20,6 +23,8 @@ class Speed:
         peak_memory_bytes: Maximum over sessions; None if it was not measured.
         batch_size: Tiles per batch; None if unknown, or if sessions differ.
         input_size: Side of a tile in pixels; None if unknown, or if sessions differ.
+        middle_half: Quartiles of the tiles per second over rounds in turns; None if each session
+            timed its own model.
     """
 
     device: str
@@ -27,6 +32,7 @@ class Speed:
     peak_memory_bytes: int | None
     batch_size: int | None
     input_size: int | None
+    middle_half: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +56,54 @@ class Model:
     speeds: tuple[Speed, ...]
 
 
-def describe_models(sessions: Sequence[Session]) -> list[Model]:
-    """Collects what sessions know about their models, in the order of the sessions."""
+def describe_models(
+    sessions: Sequence[Session], speeds: Mapping[str, Speed] | None = None
+) -> list[Model]:
+    """Collects what sessions know about their models, in the order of the sessions.
+
+    Args:
+        sessions: The sessions.
+        speeds: Speeds that were measured in turns, by the hash of the model's weights: they replace
+            those of the sessions. None keeps these.
+    """
     facts: dict[str, list[dict[str, Any]]] = {}
     for session in sessions:
         facts.setdefault(session.model, []).append(session.facts)
-    return [_describe(name, own) for name, own in facts.items()]
+    models = [_describe(name, own) for name, own in facts.items()]
+    if speeds is None:
+        return models
+    found = [speeds.get(model.sha256 or "") for model in models]
+    return [
+        dataclasses.replace(model, speeds=(speed,) if speed else ())
+        for model, speed in zip(models, found, strict=True)
+    ]
+
+
+def read_speeds(path: Path) -> dict[str, Speed]:
+    """Reads what `g2l speed` has written: the fastest batch of each model, by its weights' hash.
+
+    Raises:
+        UserError: The file cannot be read.
+    """
+    try:
+        found = json.loads(path.expanduser().read_text())
+        return {
+            model["sha256"]: Speed(
+                device=f"{found['device']}, {found['precision']}",
+                tiles_per_second=batch["tiles_per_second"],
+                peak_memory_bytes=batch["peak_memory_bytes"],
+                batch_size=batch["batch_size"],
+                input_size=model["input_size"],
+                middle_half=(batch["low"], batch["high"]),
+            )
+            for model in found["models"]
+            for batch in sorted(model["batches"], key=lambda own: own["tiles_per_second"])[-1:]
+        }
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"The speeds in {path} cannot be read ({in_one_line(error)}). Give the file that "
+            "`g2l speed` writes."
+        ) from error
 
 
 def _describe(name: str, facts: list[dict[str, Any]]) -> Model:

@@ -17,6 +17,7 @@ import markupsafe
 
 from g2l_plugin.metrics.bootstrap import Interval
 from g2l_plugin.report.comparison import Difference
+from g2l_plugin.report.models import Speed
 from g2l_plugin.report.plots import EMBEDDINGS_CAPTION
 from g2l_plugin.report.svg import in_page, looks_of
 from g2l_plugin.report.tables import NOT_RUN, UNDEFINED, Cell, ResultTable
@@ -114,6 +115,15 @@ def rate(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def speed_text(speed: Speed) -> str:
+    """Tiles per second, and in brackets the middle half of the rounds: `1,234 (1,200-1,250)`."""
+    middle = rate(speed.tiles_per_second)
+    if speed.middle_half is None:
+        return middle
+    low, high = map(rate, speed.middle_half)
+    return f"{middle} ({low}-{high})"
+
+
 def integer(value: int | None) -> str:
     """An integer that may be unknown."""
     return NOT_RUN if value is None else f"{value:,}"
@@ -145,6 +155,7 @@ _FORMATTERS = (
     billions,
     gigabytes,
     rate,
+    speed_text,
     integer,
     signed,
     interval_of,
@@ -182,8 +193,30 @@ def _context(report: Report) -> dict[str, Any]:
         "has_sizes": any(model.parameters or model.flops for model in report.models),
         "has_speeds": any(model.speeds for model in report.models),
         "has_trained_on": bool(report.values["n_trained_on"].gt(0).any()),
-        "devices": sorted({s.device for model in report.models for s in model.speeds}),
+        "speed_about": _explain_speeds([own for model in report.models for own in model.speeds]),
     }
+
+
+def _explain_speeds(speeds: Sequence[Speed]) -> str:
+    """How speeds were measured, in a few sentences."""
+    said = "Speed is that of the network alone, with tiles already in memory."
+    if any(speed.middle_half for speed in speeds):
+        return (
+            f"{said} The models took turns in one process; the fastest of the batches tried, with "
+            "the middle half of the rounds."
+        )
+    devices = sorted({speed.device for speed in speeds})
+    if len(devices) > 1:
+        said += (
+            f" Speeds were measured on {' and '.join(devices)}; speeds on different devices are "
+            "not comparable."
+        )
+    if speeds:
+        said += (
+            " Each session has timed its own model, under the load of its time: to compare models, "
+            "time them in turns (`g2l speed`, then `g2l report --speed`)."
+        )
+    return said
 
 
 def _by_column(differences: Sequence[Difference]) -> list[list[Difference]]:

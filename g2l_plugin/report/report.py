@@ -16,7 +16,7 @@ from g2l_plugin.metrics.cka import CKA
 from g2l_plugin.metrics.knn import KNN
 from g2l_plugin.metrics.probe import LOGISTIC
 from g2l_plugin.report.comparison import Difference, compare_models
-from g2l_plugin.report.models import Model, describe_models
+from g2l_plugin.report.models import Model, describe_models, read_speeds
 from g2l_plugin.report.overview import Overview, build_overview
 from g2l_plugin.report.page import GENERATOR, PLOTS, render_markdown, render_page
 from g2l_plugin.report.plots import plot_cka, plot_curve, plot_embeddings, plot_quality
@@ -94,6 +94,7 @@ def write_report(
     output: Path,
     reference: str | None = None,
     published: bool = True,
+    speeds: Path | None = None,
 ) -> Report:
     """Builds a report and writes report.html, report.md, report.csv, differences.csv and plots.
 
@@ -103,10 +104,11 @@ def write_report(
         reference: The model that others are compared with; None compares with the best of each
             task.
         published: Whether to show published values as well.
+        speeds: File of `g2l speed`; None shows the speed that each session has measured.
 
     Raises:
-        UserError: The results cannot be read, the reference has no result, or the folder holds
-            something else.
+        UserError: The results or speeds cannot be read, no model of the speeds has results, the
+            reference has no result, or the folder holds something else.
 
     Examples:
         Two sessions as eva leaves them:
@@ -130,7 +132,7 @@ def write_report(
     """
     output = output.expanduser()
     _check_replaceable(output)
-    report = build_report(results, reference, published)
+    report = build_report(results, reference, published, speeds)
     with new_folder(output) as folder:
         (folder / PAGE).write_text(render_page(report, output), encoding="utf-8")
         (folder / "report.md").write_text(render_markdown(report), encoding="utf-8")
@@ -145,11 +147,19 @@ def write_report(
 
 
 def build_report(
-    results: Sequence[str], reference: str | None = None, published: bool = True
+    results: Sequence[str],
+    reference: str | None = None,
+    published: bool = True,
+    speeds: Path | None = None,
 ) -> Report:
     """Builds a report; see `write_report`."""
     sessions = read_sessions(results)
-    models = describe_models(sessions)
+    models = describe_models(sessions, read_speeds(speeds) if speeds else None)
+    if speeds and not any(model.speeds for model in models):
+        raise UserError(
+            f"None of the models of {speeds} has results here: their weights differ. Time the "
+            f"models of the report: {', '.join(model.name for model in models)}."
+        )
     values = pool_values(sessions)
     if published:
         values = pd.concat([values, published_values(values)], ignore_index=True)

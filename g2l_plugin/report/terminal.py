@@ -70,7 +70,7 @@ def _sizes(report: Report) -> Table:
     for model in report.models:
         size = (Text(model.name), page.millions(model.parameters), page.billions(model.flops))
         for speed in model.speeds:
-            rate = page.rate(speed.tiles_per_second)
+            rate = page.speed_text(speed)
             peak = page.gigabytes(speed.peak_memory_bytes)
             printed.add_row(*size, rate, Text(speed.device), peak)
         if not model.speeds:

@@ -24,7 +24,7 @@ class TileDataModule(DataModule):
     def __init__(
         self,
         *args: Any,
-        block_tiles: int = 32,
+        block_tiles: int = 64,
         buffer_tiles: int = 8192,
         seed: int | bool = 42,
         **kwargs: Any,

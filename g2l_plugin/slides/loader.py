@@ -49,7 +49,7 @@ class TileLoader:
         self,
         dataset: TileDataset,
         batch_size: int = 32,
-        block_tiles: int = 32,
+        block_tiles: int = 64,
         buffer_tiles: int = 8192,
         seed: int = 42,
         drop_last: bool = True,

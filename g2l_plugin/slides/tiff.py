@@ -6,9 +6,9 @@ makes only those pixels (JPEG 2000 likewise, by its resolution levels), and neig
 tiles. Whether this gives a slide's pixels is for `proof` to say.
 
 JPEG is decoded by libjpeg-turbo through simplejpeg: one half of the time that Pillow needs, and as
-fast as imagecodecs, which cannot decode at a smaller size. JPEG 2000 is decoded by OpenJPEG: at full
-size through imagecodecs, in two thirds of the time that Pillow needs, which decodes smaller sizes and
-Aperio's YCbCr.
+fast as imagecodecs, which cannot decode at a smaller size. JPEG 2000 is decoded by OpenJPEG: at
+full size through imagecodecs, in two thirds of the time that Pillow needs; smaller sizes, and
+Aperio's YCbCr, through Pillow.
 """
 
 from __future__ import annotations
