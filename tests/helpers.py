@@ -12,7 +12,7 @@ import threading
 import time
 from pathlib import Path
 
-import forked_eva
+import forked
 import tifffile
 import timm
 import torch
@@ -101,8 +101,8 @@ def run_eva(command, config, cwd, interrupt=None, **environment):
         **{name: str(value) for name, value in environment.items()},
     }
     arguments = [command, "--config", str(config)]
-    if interrupt is None and forked_eva.can_run(environment):
-        return forked_eva.run(arguments, cwd, environment, timeout=600)
+    if interrupt is None and forked.can_run(environment):
+        return forked.run(["eva", *arguments], cwd, environment, timeout=600)
     process = subprocess.Popen(
         [EVA, *arguments],
         cwd=cwd,
@@ -130,10 +130,14 @@ def _terminate_when(process, condition):
 
 
 def run_g2l(*arguments, **environment):
-    """Runs our console script; returns the finished process."""
+    """Runs our command line; returns the finished process."""
+    words = [str(argument) for argument in arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
+    if forked.can_run(environment):
+        return forked.run(["g2l", *words], Path.cwd(), environment, timeout=600)
     return subprocess.run(
-        [G2L, *(str(argument) for argument in arguments)],
-        env={**os.environ, **environment},
+        [G2L, *words],
+        env=environment,
         capture_output=True,
         text=True,
         timeout=600,

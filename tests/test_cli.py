@@ -1,9 +1,10 @@
 import re
+import subprocess
 from pathlib import Path
 
 import h5py
 import pytest
-from helpers import cache_weights, damage, run_g2l
+from helpers import G2L, cache_weights, damage, run_g2l
 from PIL import Image
 
 from g2l_plugin import cli
@@ -88,7 +89,8 @@ def test_an_interrupted_command_says_that_it_goes_on(monkeypatch, tmp_path, caps
 
 
 def test_the_console_script_prints_errors_in_a_line(slides, tmp_path):
-    result = run_g2l("index", tmp_path / "none", tmp_path / "index")
+    words = [G2L, "index", tmp_path / "none", tmp_path / "index"]
+    result = subprocess.run(words, capture_output=True, text=True)
     assert result.returncode == 1
     assert result.stderr.startswith("error: ") and "Traceback" not in result.stderr
 

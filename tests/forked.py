@@ -1,4 +1,4 @@
-"""eva's command line in a process forked from one that has imported eva.
+"""The command lines of eva and g2l in processes forked from one that has imported eva.
 
 The import takes 14 of the 18 seconds of a command that ends in an error. Everything else is as in a
 process of its own: arguments, environment, folder, output, status. What libraries read from the
@@ -6,6 +6,7 @@ environment as they are imported is that of the first call.
 """
 
 import atexit
+import importlib
 import multiprocessing
 import os
 import subprocess
@@ -16,11 +17,14 @@ from multiprocessing import forkserver
 from pathlib import Path
 from unittest import mock
 
+_MODULES = {"eva": "eva.__main__", "g2l": "g2l_plugin.cli"}
+"""What has the function `main` of each command."""
+
 _READ_AT_IMPORT = ("HF_", "PYTHON", "LD_", "OMP_", "http_", "https_", "all_")
 """How variables begin that libraries read as they are imported."""
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["eva.__main__"])
+_context.set_forkserver_preload([_MODULES["eva"]])
 _imported_with: dict[str, str] | None = None
 
 
@@ -29,8 +33,8 @@ def can_run(environment: dict[str, str]) -> bool:
     return sys.platform == "linux" and _imported_with in (None, _read_at_import(environment))
 
 
-def run(arguments, cwd, environment, timeout) -> subprocess.CompletedProcess:
-    """Runs `eva ARGUMENTS`; returns the finished process as `subprocess.run` does."""
+def run(command, cwd, environment, timeout) -> subprocess.CompletedProcess:
+    """Runs a command, the name `eva` or `g2l` and its arguments, as `subprocess.run` does."""
     global _imported_with
     if _imported_with is None:
         with mock.patch.dict(os.environ, environment, clear=True):
@@ -38,34 +42,32 @@ def run(arguments, cwd, environment, timeout) -> subprocess.CompletedProcess:
         _imported_with = _read_at_import(environment)
     with tempfile.TemporaryDirectory() as folder:
         output = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = _context.Process(target=_run, args=(arguments, cwd, environment, output))
+        process = _context.Process(target=_run, args=(command, cwd, environment, output))
         process.start()
         process.join(timeout)
         if process.exitcode is None:
             process.kill()
-            raise subprocess.TimeoutExpired(arguments, timeout)
+            raise subprocess.TimeoutExpired(command, timeout)
         texts = [path.read_text() for path in output]
-    return subprocess.CompletedProcess(["eva", *arguments], process.exitcode, *texts)
+    return subprocess.CompletedProcess(command, process.exitcode, *texts)
 
 
 def _read_at_import(environment):
     return {key: text for key, text in environment.items() if key.startswith(_READ_AT_IMPORT)}
 
 
-def _run(arguments, cwd, environment, output):
-    """Does what Python does with eva's console script, from its start to its end."""
-    from eva.__main__ import main
-
+def _run(command, cwd, environment, output):
+    """Does what Python does with a console script, from its start to its end."""
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
     for stream, path in enumerate(output, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
     multiprocessing.set_start_method(None, force=True)
-    sys.argv = ["eva", *arguments]
+    sys.argv = command
     status = 0
     try:
-        status = main() or 0
+        status = importlib.import_module(_MODULES[command[0]]).main() or 0
     except SystemExit as end:
         status = end.code or 0
     except BaseException:
