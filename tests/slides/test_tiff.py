@@ -3,6 +3,7 @@
 import contextlib
 import io
 
+import imagecodecs
 import numpy as np
 import openslide
 import pytest
@@ -58,10 +59,7 @@ def encode(tile, colours, subsampling, plain=False):
     if colours == "j2k":
         Image.fromarray(tile).save(buffer, "JPEG2000", no_jp2=True, num_resolutions=4)
         return buffer.getvalue()
-    options = (
-        {"keep_rgb": True, "subsampling": 0} if colours == "rgb" else {"subsampling": subsampling}
-    )
-    Image.fromarray(tile).save(buffer, "JPEG", quality=80, **options)
+    Image.fromarray(tile).save(buffer, **jpeg_options(colours, subsampling))
     return buffer.getvalue() if plain else split_tables(buffer.getvalue())[1]
 
 
@@ -92,12 +90,7 @@ def write_tiff(
             tags = []
             if colours != "j2k" and not plain:
                 buffer = io.BytesIO()
-                keep = (
-                    {"keep_rgb": True, "subsampling": 0}
-                    if colours == "rgb"
-                    else {"subsampling": subsampling}
-                )
-                Image.fromarray(data[0]).save(buffer, "JPEG", quality=80, **keep)
+                Image.fromarray(data[0]).save(buffer, **jpeg_options(colours, subsampling))
                 tables = split_tables(buffer.getvalue())[0]
                 tags = [(347, 7, len(tables), tables, True)]
             factors = {0: (1, 1), 1: (2, 1), 2: (2, 2)}[subsampling]
@@ -224,6 +217,16 @@ def test_a_damaged_tile_is_told_and_its_neighbours_are_read(tmp_path):
         cut._pages = tiff._pages
         with pytest.raises(openslide.OpenSlideError, match="beyond the end of the file"):
             cut.read(page, (480, 0), (100, 100))
+
+
+def test_a_tile_of_more_bits_than_its_file_says_is_told(tmp_path, monkeypatch):
+    deep = imagecodecs.jpeg2k_encode(tissue((240, 240)).astype(np.uint16) << 4, codecformat="j2k")
+    monkeypatch.setitem(globals(), "encode", lambda *args: deep)
+    path = write_tiff(tmp_path / "slide.tiff", [tissue((240, 240))], colours="j2k")
+    with TiffSlide(path) as tiff:
+        page = tiff.find_page((240, 240))
+        with pytest.raises(openslide.OpenSlideError, match=r"tile 0 is uint16 \(240, 240, 3\)"):
+            tiff.read(page, (0, 0), (240, 240))
 
 
 def test_a_file_that_goes_bad_after_it_was_opened_is_told(tmp_path):

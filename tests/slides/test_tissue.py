@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 from scipy import ndimage
+from skimage import segmentation
 
 from g2l_plugin.slides import tissue
 from g2l_plugin.slides.slide import open_slide, plan_reads, read_tile
@@ -69,6 +70,20 @@ def test_ink_is_distinguished_from_stain(ink):
     mask = ink_mask(picture(PINK, ink, PURPLE))
     assert mask[15:45, 75:105].all()
     assert not mask[:, :55].any() and not mask[:, 125:].any()
+
+
+def test_an_outline_is_what_touches_the_outside_by_scikit_image():
+    mask = ndimage.gaussian_filter(np.random.default_rng(0).standard_normal((80, 60)), 2) > 0
+    expected = segmentation.find_boundaries(mask, mode="inner")
+    assert mask.any() and expected.any() and np.array_equal(tissue.outline(mask), expected)
+
+
+def test_what_is_grey_has_shades_and_no_colour():
+    shades = np.arange(60, dtype=np.uint8).reshape(6, 10, 1).repeat(3, axis=2)
+    assert tissue.is_grey(shades)
+    assert not tissue.is_grey(np.full((6, 10, 3), 200, np.uint8))
+    shades[5, 9, 2] += 1
+    assert not tissue.is_grey(shades)
 
 
 def textured(sigma, contrast=60.0):
