@@ -29,7 +29,7 @@ from rich.table import Table
 
 from g2l_plugin.embedding.model import TileModel
 from g2l_plugin.encoders.load import EncoderSource
-from g2l_plugin.parallel import usable_cpus
+from g2l_plugin.parallel.cpus import usable_cpus
 from g2l_plugin.runs.model_names import find_source
 from g2l_plugin.slides.in_order import read_in_order
 from g2l_plugin.slides.index import SlideIndex

@@ -18,7 +18,8 @@ examples:
   SLIDES_ROOT=/data/TCGA-BRCA eva fit --config configs/g2l_breast.yaml     # trains on the first
 
 A stopped command continues when it is run again. Open INDEX/index.html to look at the slides. On a
-cluster, use `--shard $SLURM_ARRAY_TASK_ID/16` in a job array of 1-16, then `--merge` once.
+cluster, use `--scheduler` with Dask, or `--shard $SLURM_ARRAY_TASK_ID/16` in a job array of 1-16,
+then `--merge` once.
 """
 
 
@@ -47,14 +48,28 @@ def add_parser(commands: Commands) -> None:
     add("--overwrite-mpp", type=float, help="microns per pixel of slides whose metadata has none")
     add("--min-tissue", type=float, default=0.5, help="least share of tissue in a tile, 0 to 1")
     add("--min-sharpness", type=float, default=0.1, help="least sharpness; 0 keeps blurred tiles")
-    add = parser.add_argument_group("how").add_argument
+    how = parser.add_argument_group("how")
+    add = how.add_argument
     add(
         "--reader",
         choices=("auto", "openslide"),
         default="auto",
         help="auto decodes a slide's own tiles where that gives the same pixels; openslide never",
     )
-    add("--workers", type=int, help="processes; one per usable CPU core if not given")
+    where = how.add_mutually_exclusive_group().add_argument
+    where("--workers", type=int, help="processes; one per usable CPU core if not given")
+    where(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Dask scheduler whose workers index the slides, as tcp://host:8786",
+    )
+    add(
+        "--slide-timeout",
+        type=float,
+        default=30,
+        metavar="MINUTES",
+        help="minutes that a slide may take",
+    )
     add("--shard", type=shard, metavar="I/N", help="index only the I-th of N parts, I from 1")
     add("--merge", action="store_true", help="only check that all parts are there, and sum up")
     parser.set_defaults(command=_run)
@@ -98,6 +113,8 @@ def _run(options: argparse.Namespace) -> None:
             options.max_lost,
             options.workers,
             options.shard,
+            options.slide_timeout,
+            options.scheduler,
         )
     if index is None:
         part, n_parts = options.shard

@@ -18,7 +18,8 @@ from tqdm import tqdm
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import new_folder
-from g2l_plugin.parallel import WorkerCrash, run_in_processes
+from g2l_plugin.parallel.failures import WorkerCrash
+from g2l_plugin.parallel.jobs import run_jobs
 
 _RECORD = "tiles.json"
 """File next to a region's tiles with their labels, the rules and the file sizes they came from."""
@@ -114,7 +115,7 @@ def cut_regions(
     rows: dict[str, list[dict[str, str]]] = {}
     problems: dict[str, str] = {}
     bar = tqdm(desc="Cutting tiles", total=len(jobs), unit="region")
-    with bar, contextlib.closing(run_in_processes(_cut_region, jobs, workers)) as results:
+    with bar, contextlib.closing(run_jobs(_cut_region, jobs, workers)) as results:
         for (_, region, _, _), result in results:
             if isinstance(result, list):
                 rows[region.name] = result

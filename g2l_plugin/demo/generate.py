@@ -18,7 +18,7 @@ from tqdm import tqdm
 from g2l_plugin.demo.tissue import MASK_DOWNSAMPLE, paint_tissue
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import new_file, write_text
-from g2l_plugin.parallel import run_in_processes
+from g2l_plugin.parallel.jobs import run_jobs
 
 MPP = 0.5
 """Microns per pixel of every slide."""
@@ -184,7 +184,7 @@ def _generate_slides(
         unit="slide",
         disable=not show_progress,
     )
-    with progress, contextlib.closing(run_in_processes(_generate_slide, jobs, workers)) as results:
+    with progress, contextlib.closing(run_jobs(_generate_slide, jobs, workers)) as results:
         for _, crash in results:
             if crash is not None:
                 raise crash

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from g2l_plugin.doctor.finding import Finding, gigabytes, ok, problem, warning
 from g2l_plugin.doctor.needs import OPEN_FILES, host_memory, shared_memory
-from g2l_plugin.parallel import usable_cpus
+from g2l_plugin.parallel.cpus import usable_cpus
 from g2l_plugin.planning.settings import Settings
 
 try:

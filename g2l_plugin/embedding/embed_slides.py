@@ -30,7 +30,7 @@ from g2l_plugin.embedding.slides_given import find_slides
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import locked, printable
-from g2l_plugin.parallel import usable_cpus
+from g2l_plugin.parallel.cpus import usable_cpus
 from g2l_plugin.slides.cohort import CohortSlide, read_cohort
 from g2l_plugin.slides.in_order import read_in_order
 from g2l_plugin.slides.index import Index, SlideIndex

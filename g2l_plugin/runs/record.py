@@ -10,7 +10,7 @@ from torch import nn
 
 from g2l_plugin.encoders.encoder import Encoder, Provenance
 from g2l_plugin.errors import UserError
-from g2l_plugin.parallel import usable_cpus
+from g2l_plugin.parallel.cpus import usable_cpus
 
 KEY = "g2l"
 """Key of the record in a checkpoint."""

@@ -9,7 +9,7 @@ from lightning.pytorch.utilities.types import EVAL_DATALOADERS
 from typing_extensions import override
 
 from g2l_plugin.errors import UserError
-from g2l_plugin.parallel import usable_cpus
+from g2l_plugin.parallel.cpus import usable_cpus
 from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.in_order import OrderedLoader
 from g2l_plugin.slides.loader import TileLoader

@@ -21,7 +21,8 @@ from tqdm import tqdm
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import locked, new_file, write_text
-from g2l_plugin.parallel import WorkerCrash, run_in_processes
+from g2l_plugin.parallel.failures import OutOfTime, WorkerCrash
+from g2l_plugin.parallel.jobs import run_jobs
 from g2l_plugin.slides.cohort import CohortSlide, choose_cohort, read_cohort, write_cohort
 from g2l_plugin.slides.index import Index, read_settings, summarize_index
 from g2l_plugin.slides.index_files import (
@@ -33,7 +34,7 @@ from g2l_plugin.slides.index_files import (
     thumbnail_path,
     write_table,
 )
-from g2l_plugin.slides.slide import SlideError, unreadable, withheld_by_system
+from g2l_plugin.slides.slide import SlideError, SlideProblem, unreadable, withheld_by_system
 from g2l_plugin.slides.slide_list import list_digest
 from g2l_plugin.slides.tile_grid import SlideRecord, TileGrid, index_slide
 
@@ -53,6 +54,8 @@ def build_index(
     max_lost: float = 0.01,
     workers: int | None = None,
     shard: tuple[int, int] | None = None,
+    slide_timeout: float = 30,
+    scheduler: str | None = None,
 ) -> Index | None:
     """Chooses a cohort and indexes its slides in parallel, continuing an index that exists.
 
@@ -73,13 +76,16 @@ def build_index(
         workers: Number of processes; None uses one per CPU core.
         shard: (i, n), with i from 1 to n, indexes only every n-th slide and writes no summary: for
             n machines that share `index_dir`.
+        slide_timeout: Minutes that a slide may take; one that takes longer counts as unusable.
+        scheduler: Address of a Dask scheduler whose workers index the slides, as tcp://host:8786;
+            None uses processes of this machine.
 
     Returns:
         The index, or None for a shard.
 
     Raises:
-        UserError: There are no slides, too many are missing, or their folder disappears. The slides
-            indexed until then are kept.
+        UserError: There are no slides, too many are missing, or their folder disappears; or the
+            cluster cannot be used. The slides indexed until then are kept.
 
     Examples:
         >>> from g2l_plugin import TileGrid, build_index
@@ -91,7 +97,11 @@ def build_index(
         >>> (index.folder / "index.html").is_file()
         True
     """
+    if not slide_timeout > 0:
+        raise UserError(f"`slide_timeout` is {slide_timeout:g} minutes. Expected more than 0.")
     root, folder = Path(root).expanduser(), Path(index_dir).expanduser()
+    if scheduler is not None:  # whose workers run in other folders
+        root, folder = root.absolute(), folder.absolute()
     choice = {
         "root": str(root.resolve()),
         "slides": _identify(slides),
@@ -115,7 +125,7 @@ def build_index(
         # After the cohort: settings on disk mean that the cohort they chose is on disk too.
         write_text(folder / "index.json", json.dumps(settings, indent=1) + "\n")
         part = cohort if shard is None else cohort[shard[0] - 1 :: shard[1]]
-        _index_slides(folder, root, part, grid, workers)
+        _index_slides(folder, root, part, grid, workers, slide_timeout, scheduler)
         if shard is not None:
             return None
         return summarize_index(folder, grid, root, keep_duplicates)
@@ -204,7 +214,13 @@ def _is_missing(path: Path) -> bool:
 
 
 def _index_slides(
-    folder: Path, root: Path, slides: Sequence[CohortSlide], grid: TileGrid, workers: int | None
+    folder: Path,
+    root: Path,
+    slides: Sequence[CohortSlide],
+    grid: TileGrid,
+    workers: int | None,
+    slide_timeout: float,
+    scheduler: str | None,
 ) -> None:
     """Indexes the slides that are not indexed yet, or could not be read in full."""
     for name in ("slides", "thumbnails"):
@@ -225,10 +241,12 @@ def _index_slides(
         dynamic_ncols=True,
     )
     problems: Counter[str] = Counter()
-    with progress, contextlib.closing(run_in_processes(_index_to_files, jobs, workers)) as results:
-        for job, problem in results:
-            if isinstance(problem, WorkerCrash):
-                problem = _record_crash(job)
+    needs = (root, folder / "index.json")
+    outcomes = run_jobs(_index_to_files, jobs, workers, slide_timeout * 60, scheduler, needs)
+    with progress, contextlib.closing(outcomes):
+        for job, problem in outcomes:
+            if isinstance(problem, (WorkerCrash, OutOfTime)):
+                problem = _record_failure(job, problem, slide_timeout)
             if problem:
                 problems[problem] += 1
                 progress.set_postfix(problems)
@@ -287,19 +305,27 @@ def _try_to_index(
     return record, {}, None
 
 
-def _record_crash(job: _Job) -> str:
-    """Writes the record of a slide whose process died; returns its problem."""
+def _record_failure(job: _Job, failure: WorkerCrash | OutOfTime, slide_timeout: float) -> str:
+    """Writes the record of a slide whose process died or was ended; returns its problem."""
     folder, root, slide, grid = job
     path = root / slide.slide
-    size, modified = file_state(path)
-    record = SlideRecord(
-        problem="crashes the reader",
-        message=(
+    problem: SlideProblem
+    if isinstance(failure, OutOfTime):
+        problem = "timed out"
+        message = (
+            f"Slide {path} took longer than {slide_timeout:g} minutes: its disk is slow, or its "
+            "library hangs. Run again with a longer --slide-timeout, or move the file away."
+        )
+    else:
+        problem = "crashes the reader"
+        message = (
             f"The process that read slide {path} died: the file crashes the library that reads "
             "it, or memory ran out. Run again with fewer --workers, or move the file away."
-        ),
-        bytes=size,
-        modified=modified,
-    )
+        )
+    try:
+        size, modified = file_state(path)
+    except OSError:
+        return "missing"
+    record = SlideRecord(problem=problem, message=message, bytes=size, modified=modified)
     write_table(folder, slide, grid, record, {})
-    return record.problem
+    return problem

@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader
 from tqdm import tqdm
 
 from g2l_plugin.files import hash_file, new_file, write_text
-from g2l_plugin.parallel import usable_cpus
+from g2l_plugin.parallel.cpus import usable_cpus
 from g2l_plugin.slides.mixing import shuffled_blocks
 from g2l_plugin.slides.packed_source import TILES
 from g2l_plugin.slides.tile_source import TileSource

@@ -67,6 +67,7 @@ SlideProblem = Literal[
     "no colour",
     "incomplete",
     "crashes the reader",
+    "timed out",
 ]
 """Why a slide cannot be used."""
 

@@ -287,6 +287,27 @@ def test_a_slide_that_kills_its_process_is_left_out(tmp_path, slides, monkeypatc
     assert index.counts()["used"] == 3
 
 
+def test_a_slide_that_hangs_is_left_out_and_tried_again(tmp_path, slides, monkeypatch):
+    index_slide = indexing.index_slide
+
+    def index_or_hang(path, grid, mpp):
+        if path.name == "1.tiff":
+            time.sleep(1000)
+        return index_slide(path, grid, mpp)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(indexing, "index_slide", index_or_hang)
+        index = build_index(tmp_path / "index", GRID, slides, workers=2, slide_timeout=2 / 60)
+    assert outcomes(index) == dict.fromkeys(outcomes(index), "used") | {"1.tiff": "timed out"}
+    assert "took longer than 0.0333333 minutes" in index.records[1].message
+    assert build_index(tmp_path / "index", GRID, slides).counts() == {"used": 4}
+
+
+def test_a_limit_of_no_time_is_an_error(tmp_path, slides):
+    with pytest.raises(UserError, match="`slide_timeout` is 0 minutes"):
+        build_index(tmp_path / "index", GRID, slides, slide_timeout=0)
+
+
 def test_a_folder_that_disappears_stops_indexing_which_continues_later(
     tmp_path, slides, monkeypatch
 ):

@@ -10,7 +10,7 @@ import torch
 from loguru import logger
 from typing_extensions import override
 
-from g2l_plugin.parallel import usable_cpus
+from g2l_plugin.parallel.cpus import usable_cpus
 from g2l_plugin.slides.batch import TileBatch
 
 _WARM_UP = 10

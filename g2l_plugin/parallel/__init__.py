@@ -1,0 +1,1 @@
+"""Running a function on many jobs, in processes of this machine or on a cluster."""

@@ -1,0 +1,15 @@
+"""Functions that the workers of a test's cluster can import."""
+
+import os
+import signal
+import time
+
+
+def double(number: int) -> int:
+    if number == 7:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if number == 9:
+        time.sleep(1000)
+    if number == 100:
+        raise ValueError("a hundred")
+    return 2 * number

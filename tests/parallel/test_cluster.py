@@ -1,0 +1,156 @@
+"""Jobs on a cluster: a real scheduler and two real workers on this machine."""
+
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+import pytest
+from cluster_jobs import double
+
+from g2l_plugin.errors import UserError
+from g2l_plugin.parallel import cluster
+from g2l_plugin.parallel.failures import OutOfTime, WorkerCrash
+from g2l_plugin.parallel.jobs import run_jobs
+from g2l_plugin.slides.indexing import build_index
+from g2l_plugin.slides.tile_grid import TileGrid
+
+distributed = pytest.importorskip("distributed", reason="Dask: pip install '.[cluster]'")
+
+GRID = TileGrid(64, 64, min_sharpness=0)
+
+
+@pytest.fixture(scope="module")
+def client():
+    with (
+        distributed.LocalCluster(
+            host="127.0.0.1", n_workers=2, threads_per_worker=1, dashboard_address=None
+        ) as workers,
+        distributed.Client(workers, set_as_default=False) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+def scheduler(client):
+    client.wait_for_workers(2)
+    return client.scheduler.address
+
+
+def until(condition, seconds=30):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+def test_a_job_that_kills_its_worker_and_one_that_hangs_are_reported_and_all_others_run(scheduler):
+    results = dict(run_jobs(double, range(20), time_limit=1, scheduler=scheduler))
+    assert isinstance(results.pop(7), WorkerCrash)
+    assert isinstance(results.pop(9), OutOfTime)
+    assert results == {n: 2 * n for n in range(20) if n not in (7, 9)}
+
+
+def test_more_jobs_than_the_scheduler_gets_at_a_time_are_each_done_once(scheduler, monkeypatch):
+    monkeypatch.setattr(cluster, "_WAITING", 3)
+    jobs = [1, 2, 3, 3, 4, 5, 6, 8]
+    results = sorted(run_jobs(double, jobs, scheduler=scheduler))
+    assert results == [(job, 2 * job) for job in jobs]
+
+
+def test_an_exception_of_the_function_is_raised(scheduler):
+    with pytest.raises(ValueError, match="a hundred"):
+        list(run_jobs(double, [1, 100], scheduler=scheduler))
+
+
+def test_a_caller_that_stops_cancels_the_rest(client, scheduler):
+    results = run_jobs(time.sleep, [0.1] * 1000, scheduler=scheduler)
+    assert next(results) == (0.1, None)
+    results.close()
+    until(lambda: not any(client.processing().values()), seconds=5)
+
+
+def files_in(folder):
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def test_an_index_of_which_a_worker_is_killed_equals_that_of_one_machine(
+    client, scheduler, tmp_path, write_slide, monkeypatch
+):
+    for number in range(4):
+        write_slide(tmp_path / "slides" / f"{number}.tiff", 384 + 64 * number)
+    build_index(tmp_path / "local", GRID, tmp_path / "slides", workers=2)
+
+    build_index(tmp_path / "index", GRID, tmp_path / "slides", workers=1, shard=(4, 4))
+    # The reader of a pipe into which nobody writes hangs.
+    kept = (tmp_path / "slides" / "1.tiff").rename(tmp_path / "1.tiff")
+    os.mkfifo(tmp_path / "slides" / "1.tiff")
+    pids = client.run(os.getpid)
+    monkeypatch.chdir(tmp_path)
+    relative = ("index", GRID, "slides")
+    thread = threading.Thread(target=build_index, args=relative, kwargs={"scheduler": scheduler})
+    thread.start()
+    tables = tmp_path / "index" / "slides"
+    until(lambda: len([*tables.glob("*.parquet")]) == 3)
+    until(lambda: sum(map(len, client.processing().values())) == 1)
+    kept.rename(tmp_path / "slides" / "1.tiff")
+    (hanging,) = [worker for worker, keys in client.processing().items() if keys]
+    os.kill(pids[hanging], signal.SIGKILL)
+    thread.join(30)
+    assert not thread.is_alive()
+
+    expected, found = files_in(tmp_path / "local"), files_in(tmp_path / "index")
+    assert len([name for name in found if name.endswith((".parquet", ".jpg"))]) == 8
+    assert found.keys() == expected.keys()
+    assert [name for name in found if found[name] != expected[name]] == []
+
+
+def test_a_worker_that_does_not_see_a_folder_says_so(scheduler, tmp_path):
+    with pytest.raises(UserError, match=r"The worker on \S+ does not see .*/other\. All machines"):
+        list(run_jobs(double, [1], scheduler=scheduler, needs=[tmp_path, tmp_path / "other"]))
+
+
+def test_a_worker_of_another_version_says_so(scheduler, monkeypatch):
+    monkeypatch.setattr(cluster, "__version__", "0.0.1")
+    with pytest.raises(UserError, match=r"has g2l-plugin \S+, and this machine 0\.0\.1"):
+        list(run_jobs(double, [1], scheduler=scheduler))
+
+
+def test_a_worker_without_the_package_of_the_function_says_so(scheduler, tmp_path, monkeypatch):
+    (tmp_path / "only_here.py").write_text("def double(number):\n    return 2 * number\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    from only_here import double
+
+    with pytest.raises(UserError, match=r"lacks a package \(No module named 'only_here'\)"):
+        list(run_jobs(double, [1], scheduler=scheduler))
+
+
+@pytest.fixture
+def silent_port():
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield server.getsockname()[1]
+
+
+def test_a_wrong_or_silent_address_is_an_error_within_seconds(silent_port, client, monkeypatch):
+    monkeypatch.setattr(cluster, "_CONNECT_SECONDS", 0.5)
+    start = time.monotonic()
+    with pytest.raises(UserError, match="No Dask scheduler answers at 'tcp.*: it is silent"):
+        list(run_jobs(double, [1], scheduler=f"tcp://127.0.0.1:{silent_port}"))
+    with pytest.raises(UserError, match="'cluster:8786'"):
+        list(run_jobs(double, [1], scheduler="cluster:8786"))
+    with pytest.raises(UserError, match="missing port number"):
+        list(run_jobs(double, [1], scheduler="cluster"))
+    (worker, *_) = client.scheduler_info()["workers"]
+    with pytest.raises(UserError, match="this is the address of a worker"):
+        list(run_jobs(double, [1], scheduler=worker))
+    assert time.monotonic() - start < 10
+
+
+def test_without_dask_a_scheduler_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(UserError, match=r"pip install 'g2l-plugin\[cluster\]'"):
+        list(run_jobs(double, [1], scheduler="tcp://127.0.0.1:8786"))
