@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import contextlib
+import importlib.util
 import itertools
 import os
 import pickle
@@ -42,7 +43,7 @@ def run_on_cluster(
     """Does what `run_jobs` says, on a cluster.
 
     Dask runs a job again, on another worker, if its worker dies; how often is its setting
-    `distributed.scheduler.allowed-failures`.
+    `distributed.scheduler.allowed-failures`. What runs when the caller stops goes on to its end.
     """
     with _connect(scheduler) as client:
         from distributed import CancelledError, KilledWorker, as_completed
@@ -68,10 +69,10 @@ def run_on_cluster(
                     result = error
                 except KilledWorker as error:
                     result = WorkerCrash(in_one_line(error))
-                except ModuleNotFoundError as error:
+                except ImportError as error:
                     raise UserError(
-                        f"A worker of {scheduler} lacks a package ({error}). Install g2l-plugin "
-                        f"{__version__} in the environment of all workers."
+                        f"A worker of {scheduler} cannot import what it needs ({error}). Install "
+                        f"g2l-plugin {__version__} in the environment of all workers."
                     ) from error
                 yield running.pop(future), result
         except CancelledError as error:
@@ -82,30 +83,36 @@ def run_on_cluster(
             client.cancel(list(running))
 
 
-@contextlib.contextmanager
-def _connect(address: str) -> Iterator[Any]:
-    """Connects with a scheduler, and says where its dashboard is."""
-    try:
-        from distributed import Client
-    except ImportError as error:
-        raise UserError(
-            "A cluster (--scheduler) needs Dask: pip install 'g2l-plugin[cluster]'"
-        ) from error
+def check_scheduler(address: str) -> None:
+    """Checks that a Dask scheduler answers.
+
+    Raises:
+        UserError: Dask is not installed, or no scheduler answers within some seconds.
+    """
+    if importlib.util.find_spec("distributed") is None:
+        raise UserError("A cluster (--scheduler) needs Dask: pip install 'g2l-plugin[cluster]'")
     try:
         # In a thread, because a notebook has a loop of its own.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
             thread.submit(asyncio.run, _greet(address)).result()
-        client = Client(address, timeout=_CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, asyncio.TimeoutError) as error:
         cause = in_one_line(error) or f"it is silent for {_CONNECT_SECONDS} s"
         raise UserError(
             f"No Dask scheduler answers at {address!r}: {cause}. Expected the address that "
             "`dask scheduler` prints, as tcp://host:8786."
         ) from error
-    with client:
+
+
+@contextlib.contextmanager
+def _connect(address: str) -> Iterator[Any]:
+    """Connects with a scheduler, and says where its dashboard is."""
+    check_scheduler(address)
+    from distributed import Client
+
+    with Client(address, timeout=_CONNECT_SECONDS, set_as_default=False) as client:
         facts = client.scheduler_info(n_workers=-1)
         dashboard = f" Dashboard: {client.dashboard_link}" if facts["services"] else ""
-        logger.info(f"The scheduler {address} has {len(facts['workers'])} workers.{dashboard}")
+        logger.info(f"Scheduler {address}, workers: {len(facts['workers'])}.{dashboard}")
         if not facts["workers"]:
             logger.warning(f"The scheduler {address} has no worker yet: waiting for the first.")
         yield client

@@ -99,7 +99,9 @@ class _Process:
         self.is_busy = False
         self.deadline = math.inf
         self.is_alive = True
-        self._process = _CONTEXT.Process(target=_serve, args=(function, theirs), daemon=True)
+        self._process = _CONTEXT.Process(
+            target=_serve, args=(function, theirs, self.connection), daemon=True
+        )
         try:
             self._process.start()
         except OSError:
@@ -162,8 +164,9 @@ def _wait(processes: Sequence[_Process]) -> list[_Process]:
     return [process for process in busy if process.connection in ready or process.deadline <= now]
 
 
-def _serve(function: Callable[[Any], Any], connection: Connection) -> None:
+def _serve(function: Callable[[Any], Any], connection: Connection, other_end: Connection) -> None:
     """Is the life of a process: it answers each job with a result or an error."""
+    other_end.close()  # so that the death of its parent ends the connection
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         while (message := connection.recv()) is not None:
             try:

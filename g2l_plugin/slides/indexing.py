@@ -21,6 +21,7 @@ from tqdm import tqdm
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import locked, new_file, write_text
+from g2l_plugin.parallel.cluster import check_scheduler
 from g2l_plugin.parallel.failures import OutOfTime, WorkerCrash
 from g2l_plugin.parallel.jobs import run_jobs
 from g2l_plugin.slides.cohort import CohortSlide, choose_cohort, read_cohort, write_cohort
@@ -100,7 +101,9 @@ def build_index(
     if not slide_timeout > 0:
         raise UserError(f"`slide_timeout` is {slide_timeout:g} minutes. Expected more than 0.")
     root, folder = Path(root).expanduser(), Path(index_dir).expanduser()
-    if scheduler is not None:  # whose workers run in other folders
+    if scheduler is not None:
+        check_scheduler(scheduler)  # before the choice, which can take long
+        # Absolute, because workers run in folders of their own.
         root, folder = root.absolute(), folder.absolute()
     choice = {
         "root": str(root.resolve()),
@@ -313,14 +316,16 @@ def _record_failure(job: _Job, failure: WorkerCrash | OutOfTime, slide_timeout: 
     if isinstance(failure, OutOfTime):
         problem = "timed out"
         message = (
-            f"Slide {path} took longer than {slide_timeout:g} minutes: its disk is slow, or its "
-            "library hangs. Run again with a longer --slide-timeout, or move the file away."
+            f"Slide {path} took longer than {slide_timeout:g} minutes: the disk is slow, or the "
+            "file hangs the library that reads it. Run again with a longer --slide-timeout, or "
+            "move the file away."
         )
     else:
         problem = "crashes the reader"
         message = (
             f"The process that read slide {path} died: the file crashes the library that reads "
-            "it, or memory ran out. Run again with fewer --workers, or move the file away."
+            "it, or memory ran out. Run again with more memory for each process (fewer "
+            "--workers), or move the file away."
         )
     try:
         size, modified = file_state(path)

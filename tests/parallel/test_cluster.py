@@ -125,8 +125,14 @@ def test_a_worker_without_the_package_of_the_function_says_so(scheduler, tmp_pat
     monkeypatch.syspath_prepend(tmp_path)
     from only_here import double
 
-    with pytest.raises(UserError, match=r"lacks a package \(No module named 'only_here'\)"):
+    with pytest.raises(UserError, match=r"A worker of .* \(No module named 'only_here'\)"):
         list(run_jobs(double, [1], scheduler=scheduler))
+
+
+def test_an_index_for_a_wrong_scheduler_is_not_begun(tmp_path):
+    with pytest.raises(UserError, match="No Dask scheduler answers"):
+        build_index(tmp_path / "index", GRID, tmp_path, scheduler="cluster")
+    assert not (tmp_path / "index").exists()
 
 
 @pytest.fixture
