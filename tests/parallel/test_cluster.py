@@ -10,6 +10,7 @@ import time
 import pytest
 from cluster_jobs import double
 
+from g2l_plugin import cli
 from g2l_plugin.errors import UserError
 from g2l_plugin.parallel import cluster
 from g2l_plugin.parallel.failures import OutOfTime, WorkerCrash
@@ -129,10 +130,11 @@ def test_a_worker_without_the_package_of_the_function_says_so(scheduler, tmp_pat
         list(run_jobs(double, [1], scheduler=scheduler))
 
 
-def test_an_index_for_a_wrong_scheduler_is_not_begun(tmp_path):
-    with pytest.raises(UserError, match="No Dask scheduler answers"):
-        build_index(tmp_path / "index", GRID, tmp_path, scheduler="cluster")
-    assert not (tmp_path / "index").exists()
+def test_an_index_for_a_wrong_scheduler_is_not_begun_and_one_line_says_why(tmp_path, capsys):
+    index = tmp_path / "index"
+    assert cli.main(["index", str(tmp_path), str(index), "--scheduler", "cluster"]) == 1
+    assert capsys.readouterr().err.startswith("error: No Dask scheduler answers at 'cluster'")
+    assert not index.exists()
 
 
 @pytest.fixture

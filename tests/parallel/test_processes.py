@@ -9,6 +9,7 @@ import time
 import pytest
 from cluster_jobs import double
 
+from g2l_plugin.parallel import processes
 from g2l_plugin.parallel.failures import OutOfTime, WorkerCrash
 from g2l_plugin.parallel.jobs import run_jobs
 
@@ -41,6 +42,13 @@ def die_unless_alone(path):
 def test_a_job_whose_process_died_is_tried_again(tmp_path):
     jobs = [tmp_path / name for name in "abc"]
     assert sorted(run_jobs(die_unless_alone, jobs, 2)) == [(job, "done") for job in jobs]
+
+
+def test_it_is_the_same_where_processes_are_spawned_as_on_a_mac(monkeypatch):
+    monkeypatch.setattr(processes, "_CONTEXT", multiprocessing.get_context("spawn"))
+    results = dict(run_jobs(double, range(5, 10), 2, time_limit=2))
+    assert [type(results.pop(n)) for n in (7, 9)] == [WorkerCrash, OutOfTime]
+    assert results == {5: 10, 6: 12, 8: 16}
 
 
 def test_an_exception_of_the_function_is_raised_with_its_traceback():
