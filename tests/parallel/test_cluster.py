@@ -48,7 +48,7 @@ def until(condition, seconds=30):
 
 
 def test_a_job_that_kills_its_worker_and_one_that_hangs_are_reported_and_all_others_run(scheduler):
-    results = dict(run_jobs(double, range(20), time_limit=1, scheduler=scheduler))
+    results = dict(run_jobs(double, range(20), time_limit=4, scheduler=scheduler))
     assert isinstance(results.pop(7), WorkerCrash)
     assert isinstance(results.pop(9), OutOfTime)
     assert results == {n: 2 * n for n in range(20) if n not in (7, 9)}
