@@ -12,6 +12,7 @@ from typing_extensions import override
 from g2l_plugin.config_files import find_config
 from g2l_plugin.errors import UserError
 from g2l_plugin.publishing.licenses import check_license
+from g2l_plugin.publishing.onnx_export import check_onnx
 from g2l_plugin.publishing.publish import benchmark_command, publish_run, upload_published
 from g2l_plugin.publishing.upload import UploadOptions
 from g2l_plugin.runs.checkpoints import read_checkpoint, student_checkpoint
@@ -44,6 +45,7 @@ class PublishStudent(RunCallback):
         license: str | None = None,
         force: bool = False,
         patients: bool = False,
+        onnx: bool = False,
     ) -> None:
         """Initializes the callback.
 
@@ -62,16 +64,21 @@ class PublishStudent(RunCallback):
             force: Whether to publish a student that is worse than its start too.
             patients: Whether to list the training patients, hashed, even if some have no TCGA
                 barcode; see `publish_run`.
+            onnx: Whether to write and upload model.onnx too, which needs the extra `onnx`.
 
         Raises:
-            UserError: There is no such benchmark config, or the Hub knows no such licence.
+            UserError: There is no such benchmark config, the Hub knows no such licence, or the
+                extra is not installed: said before the run, not after it.
         """
         super().__init__()
         if license:
             check_license(license)
+        if onnx:
+            check_onnx()
         self.cancer = cancer
         self.force = force
         self.patients = patients
+        self.onnx = onnx
         is_url = "://" in benchmark_config
         self.benchmark_config = (
             benchmark_config if is_url else str(find_config(benchmark_config).resolve())
@@ -94,6 +101,7 @@ class PublishStudent(RunCallback):
                 license=self.upload.license,
                 force=self.force,
                 patients=self.patients,
+                onnx=self.onnx,
             )
         except UserError as error:
             self._failure = error

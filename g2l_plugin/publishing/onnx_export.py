@@ -22,6 +22,20 @@ _TOLERANCE = 1e-3
 """Largest accepted absolute difference between an embedding's features in ONNX Runtime and timm."""
 
 
+def check_onnx() -> None:
+    """Checks that the extra `onnx` is installed.
+
+    Raises:
+        UserError: It is not.
+    """
+    try:
+        import onnx  # noqa: F401  (timm checks the graph with it)
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401  (PyTorch exports with it)
+    except ImportError as error:
+        raise UserError(f"ONNX needs {error.name}: pip install 'g2l-plugin[onnx]'.") from error
+
+
 def export_onnx(folder: Path) -> Path:
     """Writes `model.onnx` into a published folder, and compares it with timm's model.
 
@@ -37,12 +51,9 @@ def export_onnx(folder: Path) -> Path:
     Raises:
         UserError: The extra `onnx` is not installed, or ONNX Runtime gives other embeddings.
     """
-    try:
-        import onnx  # noqa: F401  (timm checks the graph with it)
-        import onnxruntime
-        import onnxscript  # noqa: F401  (PyTorch exports with it)
-    except ImportError as error:
-        raise UserError(f"ONNX needs {error.name}: pip install 'g2l-plugin[onnx]'.") from error
+    check_onnx()
+    import onnxruntime
+
     model: Any = timm.create_model(f"local-dir:{folder}", pretrained=True).eval()
     images = torch.rand(2, *model.pretrained_cfg["input_size"])
     with torch.no_grad(), new_file(folder / ONNX) as partial:

@@ -120,6 +120,12 @@ def test_an_unknown_licence_and_a_run_without_a_step_are_refused(make_run):
     assert not (run / "student").exists()
 
 
+def test_a_run_that_shall_end_with_onnx_is_not_begun_without_it(monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(UserError, match=r"ONNX needs onnxruntime: pip install 'g2l-plugin\[onnx"):
+        PublishStudent(onnx=True)
+
+
 def test_the_same_student_has_the_same_hash(make_run, tmp_path):
     run, _ = make_run()
     files = [publish_run(run, tmp_path / f"{n}").folder / "model.safetensors" for n in range(6)]

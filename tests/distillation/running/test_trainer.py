@@ -86,6 +86,7 @@ def make_run(tmp_path):
         model=None,
         repo_id=None,
         force=True,
+        onnx=False,
         t_max=4,
         **options,
     ):
@@ -103,7 +104,7 @@ def make_run(tmp_path):
                 DistillationProgressBar(1),
                 RunCheckpoint(every_n_train_steps=2),
                 *callbacks,
-                PublishStudent(repo_id=repo_id, force=force),
+                PublishStudent(repo_id=repo_id, force=force, onnx=onnx),
             ],
             **{"val_check_interval": 2, "checkpoint_type": "last"} | options,
         )
@@ -467,6 +468,17 @@ def test_the_best_checkpoint_is_published_and_evaluated(make_run, tmp_path):
     assert results["val/cka"]["mean"] == pytest.approx(values[best], abs=1e-6)
     assert f"at step {best}:" in (folder / "student" / "README.md").read_text()
     assert json.loads((folder / "evaluation.json").read_text())["step"] == best
+
+
+def test_a_run_writes_onnx_if_it_is_asked_for(make_run, monkeypatch):
+    def export(folder):
+        (folder / "model.onnx").write_text("a graph")
+
+    monkeypatch.setattr("g2l_plugin.publishing.publish.export_onnx", export)
+    trainer, module, data = make_run(onnx=True)
+    trainer.fit(module, data)
+    (card,) = Path(trainer.default_root_dir).rglob("student/README.md")
+    assert "model.onnx" in card.read_text() and (card.parent / "model.onnx").is_file()
 
 
 def test_early_stop_ends_a_run_that_publishes_all_the_same(make_run):
