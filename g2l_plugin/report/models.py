@@ -25,6 +25,7 @@ class Speed:
         input_size: Side of a tile in pixels; None if unknown, or if sessions differ.
         middle_half: Quartiles of the tiles per second over rounds in turns; None if each session
             timed its own model.
+        files: The files of the sessions that measured it.
     """
 
     device: str
@@ -33,6 +34,7 @@ class Speed:
     batch_size: int | None
     input_size: int | None
     middle_half: tuple[float, float] | None = None
+    files: tuple[Path, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Model:
         flops: Floating-point operations per tile.
         embedding_dim: Width of its embeddings.
         speeds: Its speed on each device.
+        parameters_file: The file that the number of parameters is from.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Model:
     flops: int | None
     embedding_dim: int | None
     speeds: tuple[Speed, ...]
+    parameters_file: Path | None = None
 
 
 def describe_models(
@@ -68,7 +72,8 @@ def describe_models(
     """
     facts: dict[str, list[dict[str, Any]]] = {}
     for session in sessions:
-        facts.setdefault(session.model, []).append(session.facts)
+        own = session.facts | {"file": session.facts_file}
+        facts.setdefault(session.model, []).append(own)
     models = [_describe(name, own) for name, own in facts.items()]
     if speeds is None:
         return models
@@ -95,6 +100,7 @@ def read_speeds(path: Path) -> dict[str, Speed]:
                 batch_size=batch["batch_size"],
                 input_size=model["input_size"],
                 middle_half=(batch["low"], batch["high"]),
+                files=(path.expanduser().resolve(),),
             )
             for model in found["models"]
             for batch in sorted(model["batches"], key=lambda own: own["tiles_per_second"])[-1:]
@@ -121,6 +127,7 @@ def _describe(name: str, facts: list[dict[str, Any]]) -> Model:
         flops=first("flops"),
         embedding_dim=first("embedding_dim"),
         speeds=tuple(_speed(device, own) for device, own in by_device.items()),
+        parameters_file=next((f["file"] for f in facts if f.get("parameters") is not None), None),
     )
 
 
@@ -136,4 +143,5 @@ def _speed(device: str, facts: list[dict[str, Any]]) -> Speed:
         peak_memory_bytes=max(peaks, default=None),
         batch_size=common("batch_size"),
         input_size=common("input_size"),
+        files=tuple(fact["file"] for fact in facts if fact["file"]),
     )

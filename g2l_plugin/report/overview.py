@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -37,6 +38,9 @@ class Line:
         tiles_per_second: Speed on the device of the overview.
         is_on_frontier: Whether no other model is as good in rank and in each cost, and better in
             one of them; None if a cost of it is unknown.
+        robustness_files: The files that the robustness is computed from.
+        parameters_file: The file that the number of parameters is from.
+        speed_files: The files that the speed is computed from.
     """
 
     model: str
@@ -45,6 +49,9 @@ class Line:
     parameters: int | None
     tiles_per_second: float | None
     is_on_frontier: bool | None
+    robustness_files: tuple[Path, ...]
+    parameters_file: Path | None
+    speed_files: tuple[Path, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,27 +141,38 @@ def build_overview(
     intervals = [_interval(column) for column in ranks.T]
 
     table = next((by_family[own] for own in _ROBUSTNESS if own in by_family), None)
-    robustness, n_robustness = _robustness(table, names)
-    device = _device([every[name] for name in names])
-    speeds = [_speed(every[name], device) for name in names]
-    parameters = [every[name].parameters for name in names]
+    of_robustness = _robustness(table, names)
+    ranked = [every[name] for name in names]
+    device = _device(ranked)
+    timed = [next((s for s in model.speeds if s.device == device), None) for model in ranked]
+    speeds = [speed.tiles_per_second if speed else None for speed in timed]
+    parameters = [model.parameters for model in ranked]
     used: dict[str, Sequence[float | None]] = {}
     if any(parameters):
         used["parameters"] = parameters
     if all(speeds):  # those on another device cannot be compared
         used["tiles/s"] = [-speed for speed in speeds if speed]
     frontier = _frontier([interval.value for interval in intervals], list(used.values()))
-    lines = [
-        Line(name, *facts)
-        for name, *facts in zip(
-            names, intervals, robustness, parameters, speeds, frontier, strict=True
+    lines = []
+    for place, model in enumerate(ranked):
+        own = [task[model.name] for task in of_robustness]
+        line = Line(
+            model=model.name,
+            rank=intervals[place],
+            robustness=statistics.fmean(value["mean"] for value in own) if own else None,
+            parameters=model.parameters,
+            tiles_per_second=speeds[place],
+            is_on_frontier=frontier[place],
+            robustness_files=tuple(file for value in own for file in value["files"]),
+            parameters_file=model.parameters_file,
+            speed_files=speed.files if (speed := timed[place]) else (),
         )
-    ]
+        lines.append(line)
     return Overview(
         quality=quality,
         n_tasks=len(shared),
-        robustness=table if n_robustness else None,
-        n_robustness_tasks=n_robustness,
+        robustness=table if of_robustness else None,
+        n_robustness_tasks=len(of_robustness),
         device=device,
         costs=tuple(used),
         lines=tuple(sorted(lines, key=lambda line: line.rank.value)),
@@ -166,23 +184,16 @@ def _interval(ranks: np.ndarray) -> Interval:
     return bootstrap_interval(lambda rows: float(ranks[rows].mean()), np.arange(len(ranks)))
 
 
-def _robustness(table: ResultTable | None, names: Sequence[str]) -> tuple[list[float | None], int]:
-    """Mean over the tasks that all models have, by model, and the number of these tasks."""
+def _robustness(table: ResultTable | None, names: Sequence[str]) -> list[dict[str, dict[str, Any]]]:
+    """The values of each task that all models have, by model."""
     found = [table.values(column) for column in table.columns] if table else []
-    shared = [own for own in found if own.keys() >= set(names)]
-    if not shared:
-        return [None] * len(names), 0
-    return [statistics.fmean(own[name]["mean"] for own in shared) for name in names], len(shared)
+    return [own for own in found if own.keys() >= set(names)]
 
 
 def _device(models: Sequence[Model]) -> str | None:
     """The device that most models were timed on; the first of several."""
     devices = [speed.device for model in models for speed in model.speeds]
     return max(dict.fromkeys(devices), key=devices.count) if devices else None
-
-
-def _speed(model: Model, device: str | None) -> float | None:
-    return next((s.tiles_per_second for s in model.speeds if s.device == device), None)
 
 
 def _frontier(ranks: Sequence[float], costs: Sequence[Sequence[float | None]]) -> list[bool | None]:

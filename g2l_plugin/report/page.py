@@ -44,17 +44,16 @@ def render_page(report: Report, folder: Path) -> str:
         folder: Its folder, which the links to results start from.
     """
 
-    def link(value: dict[str, Any] | None) -> str:
-        """Relative address of the file of a value; empty if it is a published one."""
-        if value is None or not isinstance(value["file"], Path):
-            return ""
-        relative = os.path.relpath(value["file"].resolve(), folder.resolve())
+    def link(file: Path) -> str:
+        """Relative address of a file or folder."""
+        relative = os.path.relpath(file.resolve(), folder.resolve())
         return urllib.parse.quote(Path(relative).as_posix())
 
     return _template("page.html.jinja", autoescape=True).render(
         **_context(report),
         link=link,
         cell_class=_cell_class,
+        files_of=_files_of,
         looks=looks_of([model.name for model in report.models]),
         drawn_interval=_IntervalScale(report.differences),
         svg=lambda plot: markupsafe.Markup(in_page(plot.svg)),
@@ -232,6 +231,12 @@ def _cell_class(cell: Cell) -> str:
     if cell.value is None:
         return "none"
     return _RANKS.get(cell.rank or 0, "")
+
+
+def _files_of(cell: Cell) -> tuple[Path, ...]:
+    """The files of a value; empty if it is a published one."""
+    is_own = cell.value is not None and not cell.value["published"]
+    return cell.value["files"] if cell.value and is_own else ()
 
 
 def _markdown_cell(cell: Cell, published: bool) -> str:

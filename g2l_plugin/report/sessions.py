@@ -69,6 +69,7 @@ class Session:
         classes: Names of the classes, in the order of their labels; None if unknown.
         source: Where the model comes from, according to the config; None if unknown.
         facts: Facts about the model: `sha256`, `parameters`, `flops`, `tiles_per_second`, ...
+        facts_file: The file of these facts; None if there is none.
         monitor: The metric that selects the checkpoint of eva's head; None if unknown.
         run_values: The value of each run, by split and metric, from results.json.
         split_metrics: What EmbeddingMetrics saved, by split.
@@ -80,6 +81,7 @@ class Session:
     classes: tuple[str, ...] | None
     source: str | None
     facts: dict[str, Any]
+    facts_file: Path | None
     monitor: str | None
     run_values: dict[str, dict[str, tuple[float, ...]]]
     split_metrics: dict[str, SplitMetrics]
@@ -213,6 +215,7 @@ def _read(folder: Path, label: str | None, config: SessionConfig) -> Session:
         classes=tuple(facts["classes"]) if facts.get("classes") else None,
         source=config.model,
         facts=facts.get("model", {}),
+        facts_file=facts_file,
         monitor=config.monitor,
         run_values=run_values,
         split_metrics=split_metrics,

@@ -104,7 +104,7 @@ def pool_values(sessions: Sequence[Session]) -> pd.DataFrame:
     Returns:
         A row per model, task, split and metric: `COLUMNS`, and `family`, the `MetricFamily` whose
         table shows the metric, or None, `trained_on`, a sentence on the patients that the model was
-        distilled on, if there are any, and `file`, the first that holds the value. `mean` is NaN if
+        distilled on, if there are any, and `files`, those that the value is from. `mean` is NaN if
         the value is undefined, `stdev` for a single run, `low` and `high` if there is no interval.
     """
     together: dict[tuple[str, str], list[Session]] = {}
@@ -116,7 +116,7 @@ def pool_values(sessions: Sequence[Session]) -> pd.DataFrame:
         for split in SPLITS
         for value in _pool(own, split)
     ]
-    table = pd.DataFrame(rows, columns=[*COLUMNS, "family", "trained_on", "file"])
+    table = pd.DataFrame(rows, columns=[*COLUMNS, "family", "trained_on", "files"])
     return table.assign(published=False, source="").astype(_TYPES)
 
 
@@ -125,7 +125,7 @@ def _pool(sessions: list[Session], split: str) -> Iterator[dict[str, Any]]:
     undefined: dict[str, str] = {}
     intervals: dict[str, tuple[float, float]] = {}
     families: dict[str, MetricFamily] = {}
-    files: dict[str, Path] = {}
+    files: dict[str, list[Path]] = {}
     for session in sessions:
         runs = session.run_values.get(split, {})
         metrics = session.split_metrics.get(split)
@@ -136,10 +136,11 @@ def _pool(sessions: list[Session], split: str) -> Iterator[dict[str, Any]]:
         if metrics:
             undefined |= metrics.undefined
             intervals = metrics.intervals | intervals
+        sources = dict.fromkeys(runs, session.folder / RESULTS)
         if metrics:
-            of_metrics = dict.fromkeys((*computed, *metrics.undefined), metrics.file)
-            files = of_metrics | files
-        files = dict.fromkeys(runs, session.folder / RESULTS) | files
+            sources |= dict.fromkeys((*computed, *metrics.undefined), metrics.file)
+        for name, file in sources.items():
+            files.setdefault(name, []).append(file)
         candidates = (session.monitor, *_HEAD_METRICS)
         head = next((name for name in candidates if name in runs), None)
         for name in (*runs, *computed, *undefined):
@@ -156,7 +157,7 @@ def _pool(sessions: list[Session], split: str) -> Iterator[dict[str, Any]]:
             for session in sessions
         ]
         without = _without(name, overlaps, pooled)
-        facts = {"metric": name, "family": families.get(name), "file": files[name]}
+        facts = {"metric": name, "family": families.get(name), "files": tuple(files[name])}
         yield facts | pooled | without
 
 

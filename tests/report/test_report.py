@@ -157,6 +157,42 @@ def test_every_number_of_a_session_leads_to_its_file_wherever_the_report_is(logs
     assert not unlinked  # published ones are in rows of another class
 
 
+def test_each_number_of_the_overview_leads_to_its_file_or_to_the_table_it_is_computed_from(
+    write_session, tmp_path
+):
+    for model, accuracy, speed in (("a", 0.9, 100.0), ("b", 0.8, 300.0)):
+        facts = {"parameters": 7_000_000, "device": "CPU", "tiles_per_second": speed}
+        values = {"KNNAccuracy": accuracy, "RobustnessIndex/k=5": 1 + accuracy}
+        write_session(f"{model}/1", model=model, values=values, facts=facts)
+        if model == "b":  # a second session: its speed is a median, its values are means
+            facts = facts | {"tiles_per_second": 500.0}
+            write_session(f"{model}/2", model=model, values=values, facts=facts)
+    output = tmp_path / "report"
+    write_report([str(tmp_path / "logs")], output, published=False)
+    page = (output / "report.html").read_text()
+    overview = page[page.index('id="overview"') : page.index('id="results"')]
+    links = re.findall(r'<td><a href="([^"]+)"(?: title="([^"]+)")?>([^<]+)</a>', overview)
+    ranks = "Mean of the ranks on 1 task, by the values of this table"
+    metrics = "../logs/{}/1/run_0/metrics/{}.json"
+    assert links == [
+        ("#knn", ranks, "1.00"),
+        (metrics.format("a", "test"), "", "1.900"),
+        (metrics.format("a", "facts"), "", "7.0"),
+        (metrics.format("a", "facts"), "", "100"),
+        ("#knn", ranks, "2.00"),
+        ("#robustness", "Mean of the values of this table on 1 task", "1.800"),
+        (metrics.format("b", "facts"), "", "7.0"),
+        (
+            "#sessions",
+            "Median of the sessions of this model on this device, which are listed here",
+            "400",
+        ),
+    ]
+    pooled = '<a href="#sessions" title="Pooled from 2 sessions, which are listed here">0.800</a>'
+    assert page.count(pooled) == 1
+    assert '<a href="../logs/b/2/"><code>' in page[page.index('id="sessions"') :]
+
+
 def test_speeds_of_different_devices_are_in_different_plots(logs, tmp_path):
     report = write_report([str(logs)], tmp_path / "report")
     (speed,) = [plot for plot in report.plots if plot.name == "quality_speed"]
