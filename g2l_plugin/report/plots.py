@@ -329,4 +329,6 @@ def _legend(axes: Axes, title: str, colours: dict[Any, Any], names: dict[int, st
 
 
 def _shorten(name: str, width: int = 21) -> str:
-    return name if len(name) <= width else f"{name[: width - 1]}…"
+    """Leaves out the middle: names of runs often differ in their ends only."""
+    start = width // 2
+    return name if len(name) <= width else f"{name[:start]}…{name[start + 1 - width :]}"

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -36,6 +37,8 @@ WIDTH = 11.0
 
 PANELS_PER_ROW = 4
 _LEGEND_COLUMNS = 6
+_LEGEND_HANDLE, _LEGEND_LETTER = 0.57, 0.071
+"""Width of a marker with its gaps, and mean width of a letter of a legend, in inches."""
 
 _COLOURS = (
     "#3f7fc4",
@@ -144,7 +147,8 @@ def draw_panels(
     n_columns = min(PANELS_PER_ROW, len(columns))
     n_rows = math.ceil(len(columns) / n_columns)
     width = WIDTH * (1 if n_columns == PANELS_PER_ROW else max(n_columns, 2) / PANELS_PER_ROW)
-    legend_rows = math.ceil(len(looks or ()) / _LEGEND_COLUMNS)
+    legend_columns = _legend_columns(list(looks or ()), width)
+    legend_rows = math.ceil(len(looks or ()) / legend_columns)
     with plot_style():
         figure = Figure((width, height * n_rows + 0.24 * legend_rows), layout="constrained")
         grid = list(figure.subplots(n_rows, n_columns, squeeze=False).flat)
@@ -158,9 +162,20 @@ def draw_panels(
                 Line2D([], [], color=look.colour, marker=look.marker, ls="", ms=5, label=model)
                 for model, look in looks.items()
             ]
-            ncols = min(_LEGEND_COLUMNS, len(looks), 3 * n_columns)
-            figure.legend(handles=handles, loc="outside lower center", ncols=ncols, fontsize=8.5)
+            figure.legend(
+                handles=handles, loc="outside lower center", ncols=legend_columns, fontsize=8.5
+            )
         return to_svg(figure, name)
+
+
+def _legend_columns(labels: Sequence[str], width: float) -> int:
+    """The most columns of a legend that fit a width in inches; matplotlib fills them downwards."""
+    for n_columns in range(min(_LEGEND_COLUMNS, len(labels)), 1, -1):
+        parts = np.array_split([len(label) for label in labels], n_columns)
+        needed = sum(_LEGEND_HANDLE + _LEGEND_LETTER * part.max() for part in parts)
+        if needed <= width:
+            return n_columns
+    return 1
 
 
 def to_svg(figure: Figure, salt: str) -> str:
