@@ -82,10 +82,9 @@ class Overview:
     def about(self) -> str:
         """How to read it, in a few sentences."""
         tasks = f"{self.n_tasks:,} task{'s' * (self.n_tasks != 1)}"
-        said = [
-            f"Mean rank over {tasks} by {self.quality.title}: 1 is best. Its 95 % interval is over "
-            "tasks, as if others like these had been chosen."
-        ]
+        said = [f"Mean rank over {tasks} by {self.quality.title}: 1 is best."]
+        if self.n_tasks > 1:
+            said.append("Its 95 % interval is over tasks, as if others like these had been chosen.")
         if self.robustness:
             number = f"{self.n_robustness_tasks:,} task{'s' * (self.n_robustness_tasks != 1)}"
             said.append(f"Robustness is the mean over {number} of: {self.robustness.title}.")

@@ -49,6 +49,36 @@ def test_ranks_are_means_over_tasks_and_a_larger_slower_worse_model_is_off_the_f
         assert min(ranks) <= interval.low <= interval.value <= interval.high <= max(ranks)
 
 
+def test_ranks_and_their_intervals_agree_with_loops_over_ties_and_many_tasks(
+    write_session, tmp_path
+):
+    generator = np.random.default_rng(3)
+    models, tasks = "abcde", range(9)
+    values = {
+        (model, task): round(0.7 + number / 50 + generator.normal() / 20, 2)
+        for number, model in enumerate(models)
+        for task in tasks
+    }
+    for (model, task), value in values.items():
+        own = {"KNNAccuracy": value}
+        write_session(f"{model}/{task}", model=model, task=f"task {task}", values=own)
+    ranks = {model: [] for model in models}
+    for task in tasks:
+        for model in models:
+            better = sum(values[other, task] > values[model, task] for other in models)
+            equal = sum(values[other, task] == values[model, task] for other in models)
+            ranks[model].append(better + (1 + equal) / 2)
+    assert any(rank % 1 for own in ranks.values() for rank in own)  # there are ties
+    found = {
+        line.model: line.rank for line in build_report([str(tmp_path / "logs")]).overview.lines
+    }
+    for model, own in ranks.items():
+        assert found[model].value == pytest.approx(sum(own) / len(own))
+        means = sorted(np.mean(generator.choice(own, len(own))) for _ in range(4000))
+        ends = (found[model].low, found[model].high)
+        assert ends == pytest.approx((means[100], means[-101]), abs=0.12)
+
+
 def test_a_model_without_the_tasks_of_the_others_is_not_ranked(logs, write_session):
     write_session("extra/bach", model="extra", task="bach", values={"KNNAccuracy": 0.99})
     write_session("extra/own", model="extra", task="own", values={"KNNAccuracy": 0.99})
@@ -63,6 +93,15 @@ def test_to_tell_scanners_apart_is_no_quality(logs, write_session):
         write_session(f"{model}/plism", model=model, task="plism", values={"KNNAccuracy": accuracy})
     after = build_report([str(logs)]).overview
     assert [line.rank for line in after.lines] == [line.rank for line in before.lines]
+
+
+def test_one_task_has_ranks_without_a_word_of_an_interval(write_session, tmp_path):
+    for model, value in (("a", 0.9), ("b", 0.8)):
+        write_session(model, model=model, values={"KNNAccuracy": value})
+    overview = build_report([str(tmp_path / "logs")]).overview
+    assert [(line.model, line.rank.value) for line in overview.lines] == [("a", 1), ("b", 2)]
+    assert np.isnan([line.rank.low for line in overview.lines]).all()
+    assert overview.about == "Mean rank over 1 task by kNN accuracy: 1 is best."
 
 
 def test_one_model_has_no_overview(write_session, tmp_path):
