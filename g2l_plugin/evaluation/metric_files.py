@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from sklearn.decomposition import PCA
 
+from g2l_plugin.evaluation.maps import map_embeddings
 from g2l_plugin.evaluation.training_patients import Overlap, overlaps_to_dict
 from g2l_plugin.files import new_file, write_text
 from g2l_plugin.metrics.embeddings import Embeddings
@@ -28,9 +27,6 @@ TRAINED_ON = "training_patients"
 
 EVALUATED, ALL_SPLITS = "evaluated", "all_splits"
 """Whether they are patients of the evaluated split, or of all splits together."""
-
-_MAX_FITTED = 20_000
-"""Maximum number of tiles that the PCA is fitted on, evenly spread; all tiles are projected."""
 
 
 def write_results(
@@ -83,9 +79,6 @@ def _tabulate(result: MetricResult, evaluated: Embeddings) -> pd.DataFrame:
     for classifier, scores in result.scores.items():
         for number, column in enumerate(scores.T):
             columns[f"{classifier}/{number}"] = column.astype(np.float32)
-    every = max(1, math.ceil(len(evaluated) / _MAX_FITTED))
-    if min(evaluated.values[::every].shape) >= 2:
-        pca = PCA(2, random_state=0).fit(evaluated.values[::every])
-        projected = pca.transform(evaluated.values).astype(np.float32)
-        columns |= {"pca/1": projected[:, 0], "pca/2": projected[:, 1]}
+    for kind, points in map_embeddings(evaluated.values).items():
+        columns |= {f"{kind}/1": points[:, 0], f"{kind}/2": points[:, 1]}
     return pd.DataFrame(columns)

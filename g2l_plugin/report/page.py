@@ -17,8 +17,8 @@ import markupsafe
 
 from g2l_plugin.metrics.bootstrap import Interval
 from g2l_plugin.report.comparison import Difference
+from g2l_plugin.report.embedding_plots import EMBEDDINGS_CAPTION
 from g2l_plugin.report.models import Speed
-from g2l_plugin.report.plots import EMBEDDINGS_CAPTION
 from g2l_plugin.report.svg import in_page, looks_of
 from g2l_plugin.report.tables import NOT_RUN, UNDEFINED, Cell, ResultTable
 

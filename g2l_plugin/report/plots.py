@@ -1,55 +1,29 @@
-"""Plots of metrics (against size and speed, CKA as bars, against k) and of embeddings."""
+"""Plots of metrics: against size and speed, CKA as bars, against k."""
 
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-from tqdm import tqdm
 
 from g2l_plugin.metrics.cka import CKA
 from g2l_plugin.metrics.families import k_of
 from g2l_plugin.report.models import Model
-from g2l_plugin.report.sessions import Session
 from g2l_plugin.report.svg import (
     INK,
-    LINE,
     MUTED,
     PANELS_PER_ROW,
-    WIDTH,
     Look,
     Plot,
     draw_panels,
     looks_of,
-    plot_style,
-    to_svg,
 )
 from g2l_plugin.report.tables import ITSELF, Column, ResultTable
-
-_AXES = ("pca/1", "pca/2")
-_COLOURED_BY = ("label", "centre", "scanner", "stain")
-_MAX_POINTS = 3000
-_MAX_NAMED = 10
-"""Most groups that a legend names."""
-
-_MODELS_PER_ROW = 6
-_MIN_PER_ROW = 4
-
-EMBEDDINGS_CAPTION = (
-    f"The first two principal components of each model's embeddings, of at most {_MAX_POINTS:,} "
-    "tiles; the axes of different models are unrelated. If the centres separate, the embeddings "
-    "reveal the hospital."
-)
-"""How to read these plots."""
 
 
 def plot_quality(table: ResultTable, models: Sequence[Model]) -> Iterator[Plot]:
@@ -186,27 +160,6 @@ def plot_curve(table: ResultTable, values: pd.DataFrame, models: Sequence[str]) 
     )
 
 
-def plot_embeddings(sessions: Sequence[Session], splits: dict[str, str]) -> Iterator[Plot]:
-    """Plots the first two principal components of each model's embeddings, a plot per task.
-
-    Args:
-        sessions: The sessions; the first one of a model and task that has embeddings is plotted.
-        splits: The split to plot, by task.
-    """
-    for task, split in tqdm(splits.items(), "Plotting embeddings", leave=False):
-        shown: dict[str, Session] = {}
-        for session in sessions:
-            if session.task == task and set(_AXES) <= set(session.tile_columns(split)):
-                shown.setdefault(session.model, session)
-        models = list(shown)
-        for start in range(0, len(models), _MODELS_PER_ROW):
-            part = models[start : start + _MODELS_PER_ROW]
-            name = "_".join(["embeddings", *re.findall(r"\w+", task.casefold())])
-            name += f"_{start // _MODELS_PER_ROW + 1}" if start else ""
-            svg = _draw_embeddings({model: shown[model] for model in part}, split, name)
-            yield Plot(name, f"Embeddings of {task} ({split})", "", svg)
-
-
 def _against(
     name: str, table: ResultTable, x: dict[str, float], looks: dict[str, Look], label: str
 ) -> str:
@@ -243,92 +196,3 @@ def _error(value: dict[str, Any]) -> Any:
         return None
     ends = [[value["mean"] - value["low"]], [value["high"] - value["mean"]]]
     return np.maximum(ends, 0)
-
-
-def _draw_embeddings(shown: dict[str, Session], split: str, name: str) -> str:
-    tables = {
-        model: _subsample(session.read_tiles(split, [*_AXES, *_COLOURED_BY]))
-        for model, session in shown.items()
-    }
-    together = pd.concat(tables.values(), ignore_index=True)
-    columns = [name for name in _COLOURED_BY if name in together and together[name].nunique() > 1]
-    columns = columns or ["label"]
-    classes = next((session.classes for session in shown.values() if session.classes), ())
-    with plot_style():
-        n_columns = max(len(tables), _MIN_PER_ROW) + 1  # the last one is for the legends
-        size = (WIDTH, (WIDTH / n_columns + 0.1) * len(columns) + 0.2)
-        figure = Figure(size, layout="constrained")
-        grid = figure.subplots(len(columns), n_columns, squeeze=False)
-        for axes in grid.flat:
-            axes.set_axis_off()
-        for row, column in zip(grid, columns, strict=True):
-            colours = _colours(together[column])
-            for axes, table in zip(row, tables.values(), strict=False):
-                if column in table:
-                    _scatter(axes, table, [colours[value] for value in table[column]])
-            if column == "label":
-                _legend(row[len(tables)], "class", colours, dict(enumerate(classes)))
-            else:
-                _legend(row[len(tables)], column, colours, {})
-        for axes, model in zip(grid[0], tables, strict=False):
-            axes.set_title(_shorten(model), fontsize=8, fontweight="bold")
-        return to_svg(figure, name)
-
-
-def _subsample(table: pd.DataFrame) -> pd.DataFrame:
-    """Selects rows evenly spaced over the table."""
-    if len(table) <= _MAX_POINTS:
-        return table
-    return table.iloc[np.linspace(0, len(table) - 1, _MAX_POINTS).round().astype(int)]
-
-
-def _colours(values: pd.Series) -> dict[Any, Any]:
-    groups = sorted(values.dropna().unique())
-    palette = matplotlib.colormaps["tab10" if len(groups) <= 10 else "tab20"]
-    return {group: palette(index % palette.N) for index, group in enumerate(groups)}
-
-
-def _scatter(axes: Axes, table: pd.DataFrame, colours: list[Any]) -> None:
-    # In random order, so that the last group does not hide the others.
-    order = np.random.default_rng(0).permutation(len(table))
-    axes.scatter(
-        table[_AXES[0]].to_numpy()[order],
-        table[_AXES[1]].to_numpy()[order],
-        s=2.2,
-        c=np.array(colours)[order],
-        linewidths=0,
-        alpha=0.8,
-        rasterized=True,
-    )
-    axes.set_axis_on()
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(True)
-    axes.spines[:].set_color(LINE)
-    axes.set_box_aspect(1)
-
-
-def _legend(axes: Axes, title: str, colours: dict[Any, Any], names: dict[int, str]) -> None:
-    handles = [
-        Line2D([], [], color=colour, marker="o", ls="", ms=4, label=str(names.get(group, group)))
-        for group, colour in list(colours.items())[:_MAX_NAMED]
-    ]
-    if len(colours) > _MAX_NAMED:
-        n_unnamed = len(colours) - _MAX_NAMED
-        handles.append(Line2D([], [], ls="", label=f"and {n_unnamed} more"))
-    axes.legend(
-        handles=handles,
-        title=f"by {title}",
-        loc="upper left",
-        fontsize=8,
-        title_fontsize=8.5,
-        alignment="left",
-        handletextpad=0.2,
-        borderpad=0,
-    )
-
-
-def _shorten(name: str, width: int = 21) -> str:
-    """Leaves out the middle: names of runs often differ in their ends only."""
-    start = width // 2
-    return name if len(name) <= width else f"{name[:start]}…{name[start + 1 - width :]}"

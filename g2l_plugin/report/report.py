@@ -16,10 +16,11 @@ from g2l_plugin.metrics.cka import CKA
 from g2l_plugin.metrics.knn import KNN
 from g2l_plugin.metrics.probe import LOGISTIC
 from g2l_plugin.report.comparison import Difference, compare_models
+from g2l_plugin.report.embedding_plots import plot_embeddings
 from g2l_plugin.report.models import Model, describe_models, read_speeds
 from g2l_plugin.report.overview import Overview, build_overview
 from g2l_plugin.report.page import GENERATOR, PLOTS, render_markdown, render_page
-from g2l_plugin.report.plots import plot_cka, plot_curve, plot_embeddings, plot_quality
+from g2l_plugin.report.plots import plot_cka, plot_curve, plot_quality
 from g2l_plugin.report.sessions import Session, read_sessions
 from g2l_plugin.report.svg import Plot, on_white
 from g2l_plugin.report.tables import ResultTable, build_tables

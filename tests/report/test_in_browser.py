@@ -229,6 +229,9 @@ def test_no_text_of_a_plot_is_cut_at_its_edge(show):
         """
     )
     assert not cut
+    titles = "return document.querySelector('#embeddings .plot').textContent"
+    # In full, over several lines: another seed has another last letter.
+    assert LONG in re.sub(r"\s", "", show().execute_script(titles))
 
 
 def test_a_long_name_of_a_model_pushes_no_number_out_of_the_overview(show):

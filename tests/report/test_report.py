@@ -328,3 +328,27 @@ def test_patients_that_a_student_was_distilled_on_are_counted_and_left_out(write
     assert table.loc["student"].tolist() == [12, 0.8124]
     assert table.loc["other"].tolist() == [0, 0.9]
     assert table.loc["teacher"].isna().all()
+
+
+def test_umap_has_plots_of_its_own_of_the_tiles_and_models_that_have_it(
+    write_session, predictions, tmp_path
+):
+    with_umap = predictions(0.9).assign(**{"umap/1": 1.0, "umap/2": range(400)})
+    with_umap.loc[::2, ["umap/1", "umap/2"]] = float("nan")  # tiles that were left out
+    collapsed = predictions(0.5).assign(**{"umap/1": float("nan"), "umap/2": float("nan")})
+    tables = {"one": with_umap, "none": predictions(0.8), "collapsed": collapsed}
+    for model, table in tables.items():
+        write_session(model, model=model, values={"KNNAccuracy": 0.9}, predictions=table)
+    report = write_report([str(tmp_path / "logs")], tmp_path / "report")
+    pca, umap = report.plots
+    assert (pca.name, umap.name) == ("embeddings_bach", "embeddings_bach_umap")
+    assert (pca.title, umap.title) == (
+        "Embeddings of BACH (test)",
+        "Embeddings of BACH (test), UMAP",
+    )
+    assert pca.caption == "" and umap.caption.startswith("UMAP of the same embeddings")
+    shown = [re.findall(r">(one|none|collapsed)<", plot.svg) for plot in (pca, umap)]
+    assert list(map(set, shown)) == [{"one", "none", "collapsed"}, {"one", "collapsed"}]
+    for name in ("report.html", "report.md"):
+        assert umap.caption in (tmp_path / "report" / name).read_text()
+    assert (tmp_path / "report" / "plots" / "embeddings_bach_umap.svg").is_file()
