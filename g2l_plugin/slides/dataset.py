@@ -158,7 +158,7 @@ class TileDataset(MapDataset[Any]):
                 tiles_of_split(
                     self._split,
                     tiles.origins.patients,
-                    tiles.group_sizes,
+                    np.bincount(tiles.slide_of_tile, minlength=len(tiles.paths)),
                     self._n_val_tiles,
                     self._n_val_patients,
                     self._seed,

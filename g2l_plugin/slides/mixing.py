@@ -21,10 +21,12 @@ def shuffled_blocks(
     rank: int = 0,
     n_devices: int = 1,
 ) -> list[np.ndarray]:
-    """Cuts the tiles of every slide into blocks, at random places, and shuffles the blocks.
+    """Cuts groups of tiles into blocks, and shuffles the blocks.
+
+    A group that is not larger than a block is one. Larger ones are cut at random places.
 
     Args:
-        group_sizes: Tiles of each slide, (slides,); neighbours have consecutive numbers.
+        group_sizes: Tiles of each group, (groups,); neighbours have consecutive numbers.
         block_tiles: Largest number of tiles in a block.
         rng: Random generator, in the same state on all devices.
         rank: Rank of this device.
@@ -34,11 +36,15 @@ def shuffled_blocks(
     Returns:
         Tile numbers of each block of this device, int64.
     """
-    cuts = [np.empty((0, 2), np.int64)]
-    for begin, size in zip(np.cumsum(group_sizes) - group_sizes, group_sizes, strict=True):
-        inner = np.arange(rng.integers(1, block_tiles + 1), size, block_tiles)
-        edges = begin + np.concatenate([[0], inner, [size]])
-        cuts.append(np.stack([edges[:-1], edges[1:]], axis=1)[: max(size, 0)])
+    ends = np.cumsum(group_sizes)
+    begins = ends - group_sizes
+    is_one = (group_sizes > 0) & (group_sizes <= block_tiles)
+    cuts = [np.stack([begins[is_one], ends[is_one]], axis=1)]
+    for group in np.flatnonzero(group_sizes > block_tiles).tolist():
+        begin, end = begins[group], ends[group]
+        inner = np.arange(begin + rng.integers(1, block_tiles + 1), end, block_tiles)
+        edges = np.concatenate([[begin], inner, [end]])
+        cuts.append(np.stack([edges[:-1], edges[1:]], axis=1))
     blocks = rng.permutation(np.concatenate(cuts))
     lengths = blocks[:, 1] - blocks[:, 0]
     before = np.cumsum(lengths) - lengths

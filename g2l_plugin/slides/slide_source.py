@@ -17,6 +17,7 @@ from g2l_plugin.slides.index import SlideIndex
 from g2l_plugin.slides.lost_tiles import LostTiles
 from g2l_plugin.slides.reader import SlideReader
 from g2l_plugin.slides.slide import SlideError
+from g2l_plugin.slides.tile_grid import SQUARE
 from g2l_plugin.slides.tile_source import Origins
 
 _NEIGHBOURS = (1, -1, 2, -2, 3, -3, 4, -4)
@@ -35,6 +36,7 @@ class SlideTiles:
     Attributes:
         paths: The slides.
         slide_of_tile: Position in `paths` of each tile's slide, ascending, int32 (tiles,).
+        square_of_tile: Number of each tile's square of the grid, ascending, int32 (tiles,).
         xy: Upper left corners in pixels of level 0, int32 (tiles, 2).
         block_tiles: Neighbours that go into the same shard of a pack: few, so that a shard mixes
             many slides.
@@ -64,9 +66,10 @@ class SlideTiles:
         self._centres = np.array([slide.centre for slide in slides], str)
         self.reader = SlideReader(self.paths, [s.plan for s in slides], size, max_open_slides)
         self._max_lost = max_lost
-        # Flat arrays, 12 bytes per tile: ten million tiles are 120 MB, shared by forked workers.
+        # Flat arrays, 16 bytes per tile: ten million tiles are 160 MB, shared by forked workers.
         counts = [len(slide.xy) for slide in slides]
         self.slide_of_tile = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+        self.square_of_tile = _number_squares(slides)
         self.xy = np.concatenate([np.empty((0, 2), np.int32), *(slide.xy for slide in slides)])
         self._lost = LostTiles(len(self.xy), max_lost)
 
@@ -76,8 +79,9 @@ class SlideTiles:
 
     @property
     def group_sizes(self) -> np.ndarray:
-        """Tiles of each slide, (slides,)."""
-        return np.bincount(self.slide_of_tile, minlength=len(self.paths))
+        """Tiles of each square of the grid, (squares,): they share compressed pixels."""
+        sizes = np.bincount(self.square_of_tile)
+        return sizes[sizes > 0]
 
     @property
     def origins(self) -> Origins:
@@ -87,6 +91,7 @@ class SlideTiles:
     def keep(self, numbers: np.ndarray) -> None:
         """Keeps only these tiles, ascending, and renumbers them from 0."""
         self.slide_of_tile, self.xy = self.slide_of_tile[numbers], self.xy[numbers]
+        self.square_of_tile = self.square_of_tile[numbers]
         self._lost = LostTiles(len(numbers), self._max_lost)
 
     def read(self, number: int) -> torch.Tensor:
@@ -153,7 +158,7 @@ class SlideTiles:
 
     def describe(self) -> str:
         """Numbers of tiles and slides, for the log."""
-        return f"{len(self):,} tiles of {np.count_nonzero(self.group_sizes):,} slides"
+        return f"{len(self):,} tiles of {len(np.unique(self.slide_of_tile)):,} slides"
 
     def fingerprint(self) -> str:
         """SHA-256 of the slides' names, sizes and ways of reading, and of the tiles' places.
@@ -181,3 +186,13 @@ class SlideTiles:
         if not self._lost.any(*self.span(slide)):  # warn once per slide, not once per tile
             logger.warning(f"{message} Substitute tiles are read in place of unreadable ones.")
         self._lost.add(start, stop, message)
+
+
+def _number_squares(slides: Sequence[SlideIndex]) -> np.ndarray:
+    """Numbers the squares of all slides; an index lists its tiles square by square."""
+    starts = [np.empty(0, bool)]
+    for slide in slides:
+        square = slide.xy // (SQUARE * np.array(slide.plan.level0_size))
+        changes = (np.diff(square, axis=0) != 0).any(axis=1)
+        starts.append(np.append(True, changes)[: len(slide.xy)])
+    return np.cumsum(np.concatenate(starts), dtype=np.int32)

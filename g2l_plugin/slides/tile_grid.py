@@ -29,7 +29,7 @@ from g2l_plugin.slides.slide import (
 from g2l_plugin.slides.thumbnail import draw_thumbnail
 from g2l_plugin.slides.tiff import DecodedTiles
 
-_SQUARE = 8
+SQUARE = 8
 """The table lists tiles in squares of 8 by 8, because neighbours share compressed pixels."""
 
 _FOCUS_CACHE_BYTES = 128 << 20
@@ -251,7 +251,7 @@ def _grid_corners(slide_size: tuple[int, int], tile_size: tuple[int, int]) -> np
 def _square_by_square(columns: int, rows: int) -> np.ndarray:
     """Orders a grid in squares of 8 by 8, row by row within each, so that neighbours are close."""
     row, column = np.divmod(np.arange(columns * rows), max(columns, 1))
-    return np.lexsort([column, row, column // _SQUARE, row // _SQUARE])
+    return np.lexsort([column, row, column // SQUARE, row // SQUARE])
 
 
 def _measure_sharpness(

@@ -57,8 +57,8 @@ class Origins:
 class TileSource(Protocol):
     """Numbered tiles, all of one size, from slides, images or a pack.
 
-    Tiles that are cheap to read together have neighbouring numbers and form a group: a slide, or a
-    shard of a pack.
+    Tiles that are cheap to read together have neighbouring numbers and form a group: a square of a
+    slide, or a shard of a pack.
     """
 
     @property

@@ -22,12 +22,22 @@ def test_devices_share_all_tiles_except_a_remainder(sizes, block_tiles, n_device
 
 
 @given(SIZES, st.integers(1, 20))
-def test_a_block_has_neighbours_of_one_slide(sizes, block_tiles):
+def test_a_block_has_neighbours_of_one_group(sizes, block_tiles):
     slide = np.repeat(np.arange(len(sizes)), sizes)
     for block in shuffled_blocks(np.array(sizes), block_tiles, np.random.default_rng(0)):
         assert 0 < len(block) <= block_tiles
         assert (np.diff(block) == 1).all()
         assert len(set(slide[block].tolist())) == 1
+
+
+@given(SIZES, st.integers(1, 60), st.integers(0, 3))
+def test_a_group_that_is_no_larger_than_a_block_is_not_cut(sizes, block_tiles, seed):
+    blocks = shuffled_blocks(np.array(sizes, int), block_tiles, np.random.default_rng(seed))
+    spans = {(int(block[0]), int(block[-1]) + 1) for block in blocks}
+    ends = np.cumsum(sizes).tolist()
+    for size, end in zip(sizes, ends, strict=True):
+        if 0 < size <= block_tiles:
+            assert (end - size, end) in spans
 
 
 @settings(deadline=None)
