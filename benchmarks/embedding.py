@@ -97,7 +97,7 @@ def main() -> None:
         tiles, blocks = SlideTiles([slide], (size, size)), []
         for start in range(0, len(tiles), options.batch_size):
             numbers = range(start, min(start + options.batch_size, len(tiles)))
-            blocks.append(torch.stack([tiles.read_itself(number) for number in numbers]))
+            blocks.append(torch.stack([tiles.read(number) for number in numbers]))
         ways: dict[str, Callable[[], np.ndarray]] = {
             "ours": lambda: embed_ours(slide, model, options.batch_size, options.workers),
             "plain": lambda: embed_plain(slide, model, options.batch_size),

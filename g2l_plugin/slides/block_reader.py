@@ -20,7 +20,7 @@ _Job = tuple[list[int], list[int]]
 class BlockReader(Dataset):
     """Reads blocks of tiles into rows of memory that all processes share.
 
-    A worker sends no pixels: it copies each tile into its row, and says that it has. This is the
+    A worker sends no pixels: it reads each tile into its row, and says that it has. This is the
     dataset and the batch sampler of PyTorch's loader at once, which asks for the next block when it
     hands a worker one.
 
@@ -32,7 +32,7 @@ class BlockReader(Dataset):
         """Allocates the rows.
 
         Args:
-            dataset: Yields tiles, all of its `tile_shape`.
+            dataset: Has `tile_shape`, and `read_into` that reads a tile into a row.
             n_rows: Rows: as many as the buffer has slots, and one for each tile that is on its way.
             start_method: How Python starts the workers: fork, spawn or forkserver.
 
@@ -67,20 +67,12 @@ class BlockReader(Dataset):
         """Reads a block in a worker; returns its rows.
 
         Raises:
-            UserError: A tile cannot be read, or has another shape than the dataset says.
+            UserError: A tile cannot be read.
         """
         rows, numbers = job
         tiles = self.tiles.numpy()
         for row, number in zip(rows, numbers, strict=True):
-            tile = self._dataset[number]
-            is_tensor, expected = isinstance(tile, torch.Tensor), tiles.shape[1:]
-            if not is_tensor or tile.shape != expected:
-                found = f"of {tuple(tile.shape)}" if is_tensor else f"a {type(tile).__name__}"
-                raise UserError(
-                    f"Tile {number} is {found}, expected a tensor of {expected}. Remove labels and "
-                    "transforms that change its size from the training tiles."
-                )
-            tiles[row] = tile
+            self._dataset.read_into(number, tiles[row])
         return rows
 
     def __getstate__(self) -> dict[str, Any]:

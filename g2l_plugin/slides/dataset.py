@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from eva.core.data.datasets import MapDataset
 from loguru import logger
 from typing_extensions import override
@@ -193,6 +194,29 @@ class TileDataset(MapDataset[Any]):
             UserError: More tiles are lost than `max_lost` allows, or no substitute can be read.
         """
         return self.tiles.read(index)
+
+    def read_into(self, index: int, out: np.ndarray) -> None:
+        """Reads one tile into memory, as what `__getitem__` gives in a subclass too.
+
+        Args:
+            index: Number of the tile.
+            out: Where to write it, uint8 (3, height, width).
+
+        Raises:
+            UserError: As in `__getitem__`; or a subclass gives something else than such a tile.
+        """
+        if type(self).__getitem__ is TileDataset.__getitem__:
+            self.tiles.read_into(index, out)
+            return
+        tile = self[index]
+        if not isinstance(tile, torch.Tensor) or tile.shape != out.shape:
+            is_tensor = isinstance(tile, torch.Tensor)
+            found = f"of {tuple(tile.shape)}" if is_tensor else f"a {type(tile).__name__}"
+            raise UserError(
+                f"Tile {index} is {found}, expected a tensor of {out.shape}. Remove labels and "
+                "transforms that change its size from the training tiles."
+            )
+        out[...] = tile
 
     @property
     def tile_shape(self) -> tuple[int, int, int]:

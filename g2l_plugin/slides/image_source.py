@@ -198,6 +198,10 @@ class ImageTiles:
             f"{_OTHER_TILES} other images can be read. Bring them back, and run the command again."
         )
 
+    def read_into(self, number: int, out: np.ndarray) -> None:
+        """Reads a tile as `read` does, into memory: uint8 RGB (3, height, width)."""
+        out[...] = self.read(number)
+
     def read_encoded(self, number: int) -> bytes | None:
         """Reads the file of an image that is a JPEG in RGB and one tile as it is; else None."""
         image = int(self.origins.of_tile[number])

@@ -124,25 +124,25 @@ def _in_batches(numbers: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 class _ReadableTiles:
-    """Tiles as `BlockReader` reads them; an unreadable one is black, and flagged as lost."""
+    """Tiles as a `BlockReader` reads them; an unreadable one is black, and flagged as lost."""
 
     def __init__(self, tiles: SlideTiles, size: tuple[int, int]) -> None:
         self.tile_shape = (3, size[1], size[0])
         self.lost = LostTiles(len(tiles), max_lost=1.0)
         self._tiles = tiles
 
-    def __getitem__(self, number: int) -> torch.Tensor:
+    def read_into(self, number: int, out: np.ndarray) -> None:
         if number not in self.lost:
             slide = int(self._tiles.slide_of_tile[number])
             try:
-                return self._tiles.read_itself(number)
+                return self._tiles.read_itself(number, out)
             except SlideError as error:
                 self._lose(slide, *self._tiles.span(slide), str(error))
             except openslide.OpenSlideError as error:
                 x, y = self._tiles.xy[number].tolist()
                 message = f"Slide {self._tiles.paths[slide]} is damaged at ({x}, {y}): {error}."
                 self._lose(slide, number, number + 1, message)
-        return torch.zeros(self.tile_shape, dtype=torch.uint8)
+        out[...] = 0
 
     def _lose(self, slide: int, start: int, stop: int, message: str) -> None:
         if not self.lost.any(*self._tiles.span(slide)):  # warn once per slide, not once per tile

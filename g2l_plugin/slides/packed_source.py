@@ -135,6 +135,10 @@ class PackedTiles:
                 "Copy it again, and run the same command: it continues from the last checkpoint."
             ) from error
 
+    def read_into(self, number: int, out: np.ndarray) -> None:
+        """Reads a tile as `read` does, into memory: uint8 RGB (3, height, width)."""
+        out[...] = self.read(number)
+
     def substitutes(self, numbers: np.ndarray) -> np.ndarray:
         """Says which of these tiles could not be read when they were packed, bool (tiles,)."""
         return self._substitute[numbers]

@@ -53,16 +53,14 @@ class SlideReader:
         self._decoded: DecodedTiles | None = None
         self._pid: int | None = None
 
-    def read(self, slide: int, x: int, y: int) -> np.ndarray:
+    def read(self, slide: int, x: int, y: int, out: np.ndarray) -> None:
         """Reads a tile.
 
         Args:
             slide: Position of the slide in `paths`.
             x: Left edge, in pixels of level 0.
             y: Upper edge, in pixels of level 0.
-
-        Returns:
-            uint8 RGB (3, height, width).
+            out: Where to write it, uint8 RGB (3, height, width).
 
         Raises:
             SlideError: The slide cannot be opened.
@@ -70,7 +68,7 @@ class SlideReader:
         """
         try:
             handle = self._handle(slide)
-            return slide_lib.read_tile(handle, self._plans[slide], x, y, self._size)
+            slide_lib.read_tile(handle, self._plans[slide], x, y, self._size, out)
         except openslide.OpenSlideError:
             # After one failure, OpenSlide refuses every later read through the same handle.
             self._handles.pop(slide).close()

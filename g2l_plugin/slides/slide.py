@@ -334,6 +334,7 @@ def read_tile(
     x: int,
     y: int,
     size: tuple[int, int],
+    out: np.ndarray | None = None,
 ) -> np.ndarray:
     """Reads the tile whose upper left corner is at (x, y) in pixels of level 0.
 
@@ -346,6 +347,7 @@ def read_tile(
         x: Left edge, in pixels of level 0.
         y: Upper edge, in pixels of level 0.
         size: Width and height of the tile.
+        out: Where to write it, uint8 (3, height, width); None takes new memory.
 
     Returns:
         The tile as uint8 RGB (3, height, width), white where the slide has no pixels.
@@ -358,28 +360,34 @@ def read_tile(
         pixels = slide.read(plan.page, plan.on_level(x, y), plan.read_size, plan.reduction)
     else:
         pixels = read_region(slide, (x, y), plan)
-    return as_tile(pixels, size)
+    return as_tile(pixels, size, out)
 
 
-def as_tile(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+def as_tile(pixels: np.ndarray, size: tuple[int, int], out: np.ndarray | None = None) -> np.ndarray:
     """Resamples pixels to the size of a tile, without aliasing, and divides them into planes.
 
     Args:
         pixels: uint8 (height, width, 3 or 4).
         size: Width and height of the tile.
+        out: Where to write it, uint8 (3, height, width); None takes new memory.
 
     Returns:
         uint8 RGB (3, height, width).
     """
     height, width, channels = pixels.shape
+    if out is None:
+        out = np.empty((3, size[1], size[0]), np.uint8)
     if (width, height) != size:
         # Pillow gives the same pixels to within one grey level, but needs four times as long.
         planes = torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None]
         resized = functional.interpolate(planes, size[::-1], mode="bicubic", antialias=True)
-        return np.ascontiguousarray(resized[0, :3].numpy())
-    tile = np.empty((channels, height, width), np.uint8)
-    cv2.split(pixels, list(tile))  # three times as fast as numpy's copy of a transpose
-    return tile[:3]
+        out[...] = resized[0, :3].numpy()
+    else:
+        # Three times as fast as numpy's copy of a transpose. Alpha has no place in the tile.
+        assert out.flags.c_contiguous and out.dtype == np.uint8  # or it would write elsewhere
+        alpha = [np.empty((height, width), np.uint8)] * (channels - 3)
+        cv2.split(pixels, [*out, *alpha])
+    return out
 
 
 def read_region(slide: openslide.OpenSlide, corner: tuple[int, int], plan: ReadPlan) -> np.ndarray:

@@ -65,6 +65,7 @@ class SlideTiles:
         self._known = np.array([slide.knows_patient for slide in slides], bool)
         self._centres = np.array([slide.centre for slide in slides], str)
         self.reader = SlideReader(self.paths, [s.plan for s in slides], size, max_open_slides)
+        self._shape = (3, size[1], size[0])
         self._max_lost = max_lost
         # Flat arrays, 16 bytes per tile: ten million tiles are 160 MB, shared by forked workers.
         counts = [len(slide.xy) for slide in slides]
@@ -95,10 +96,17 @@ class SlideTiles:
         self._lost = LostTiles(len(numbers), self._max_lost)
 
     def read(self, number: int) -> torch.Tensor:
+        """Reads a tile, or its substitute, uint8 RGB (3, height, width); see `read_into`."""
+        tile = np.empty(self._shape, np.uint8)
+        self.read_into(number, tile)
+        return torch.from_numpy(tile)
+
+    def read_into(self, number: int, out: np.ndarray) -> None:
         """Reads a tile, or its substitute.
 
-        Returns:
-            uint8 RGB (3, height, width).
+        Args:
+            number: Number of the tile.
+            out: Where to write it, uint8 RGB (3, height, width).
 
         Raises:
             UserError: More tiles are lost than `max_lost` allows, or no substitute can be read.
@@ -108,7 +116,7 @@ class SlideTiles:
                 continue
             slide = int(self.slide_of_tile[candidate])
             try:
-                return self.read_itself(candidate)
+                return self.read_itself(candidate, out)
             except SlideError as error:
                 self._lose(slide, *self.span(slide), str(error))
             except openslide.OpenSlideError as error:
@@ -124,18 +132,19 @@ class SlideTiles:
         """None: a slide's own JPEG files do not lie on the grid of the tiles."""
         return None
 
-    def read_itself(self, number: int) -> torch.Tensor:
+    def read_itself(self, number: int, out: np.ndarray) -> None:
         """Reads a tile, without a substitute.
 
-        Returns:
-            uint8 RGB (3, height, width).
+        Args:
+            number: Number of the tile.
+            out: Where to write it, uint8 RGB (3, height, width).
 
         Raises:
             SlideError: Its slide cannot be opened.
             openslide.OpenSlideError: The slide is damaged there.
         """
         slide, (x, y) = int(self.slide_of_tile[number]), self.xy[number].tolist()
-        return torch.from_numpy(self.reader.read(slide, x, y))
+        self.reader.read(slide, x, y, out)
 
     def span(self, slide: int) -> tuple[int, int]:
         """The number of the first tile of a slide, and of the one after its last."""

@@ -277,11 +277,12 @@ def _measure_sharpness(
     size = _divide(focus.read_size, focus.reduction)
 
     cache = DecodedTiles(_FOCUS_CACHE_BYTES)
+    pixels = np.empty((3, size[1], size[0]), np.uint8)
     handle = open_for(path, focus, cache)
     for number in np.lexsort(xy.T).tolist():
         x, y = xy[number].tolist()
         try:
-            pixels = read_tile(handle, focus, x, y, size)
+            read_tile(handle, focus, x, y, size, pixels)
         except openslide.OpenSlideError:
             # OpenSlide refuses every later read through a handle that failed once.
             handle.close()

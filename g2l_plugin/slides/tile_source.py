@@ -75,6 +75,9 @@ class TileSource(Protocol):
     def read(self, number: int) -> torch.Tensor:
         """Reads a tile, or its substitute if it is unreadable, uint8 RGB (3, height, width)."""
 
+    def read_into(self, number: int, out: np.ndarray) -> None:
+        """Reads it into memory, uint8 RGB (3, height, width)."""
+
     def substitutes(self, numbers: np.ndarray) -> np.ndarray:
         """Says which of these tiles were replaced by a substitute, bool (len(numbers),)."""
 

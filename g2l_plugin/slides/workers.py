@@ -45,7 +45,7 @@ def read_blocks(
     """Reads blocks of tiles, in their order.
 
     Args:
-        dataset: Yields tiles by their number, all of its `tile_shape`.
+        dataset: Has `tile_shape`, and `read_into` that reads a tile by its number.
         blocks: Numbers of the tiles of each block, neighbours together: a worker reads a block.
         workers: Processes that read; 0 reads in this one.
         advice: What to do if memory ran out, and then.

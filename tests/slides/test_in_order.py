@@ -36,7 +36,7 @@ def test_blocks_come_in_order_with_their_own_tiles(paths, workers):
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_unreadable_tiles_are_left_out_and_no_other_is_read_for_them(paths, workers):
-    intact = [tiles_of(paths).read_itself(number) for number in range(32)]
+    intact = [tiles_of(paths).read(number) for number in range(32)]
     damage(paths[0], 0, [3])  # tiles 10, 11, 14, 15
     paths[1].unlink()
     tiles = tiles_of(paths)
