@@ -1,6 +1,7 @@
 """Measures how well batches mix the slides, compared with a full shuffle of all tiles.
 
-No tile is read, only tile numbers are drawn. "Neighbours" are pairs of tiles in a batch that come
+No tile is read, only tile numbers are drawn. Slides are made of squares of 64 tiles; two in five,
+at the edge of the tissue, have fewer. "Neighbours" are pairs of tiles in a batch that come
 from the same slide and whose numbers are less than a block apart.
 
 Run: python benchmarks/mixing.py
@@ -34,8 +35,11 @@ def main() -> None:
     parser.add_argument("--n-batches", type=int, default=5000)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    sizes = rng.poisson(options.tiles_per_slide, options.n_slides)
-    slide = np.repeat(np.arange(options.n_slides), sizes)
+    squares_per_slide = round(options.tiles_per_slide / (0.6 * 64 + 0.4 * 32.5))
+    n_squares = squares_per_slide * options.n_slides
+    is_full = rng.random(n_squares) < 0.6
+    sizes = np.where(is_full, 64, rng.integers(1, 65, n_squares))
+    slide = np.repeat(np.arange(n_squares) // squares_per_slide, sizes)
     full = [
         rng.choice(sizes.sum(), options.batch_size, replace=False) for _ in range(options.n_batches)
     ]
