@@ -1,6 +1,8 @@
 """Measures shuffled tiles per second and core, next to the alternatives.
 
 - plain: OpenSlide's `read_region` on an open slide, slide by slide and row by row.
+- direct: the same by the reader of this package, square by square, as its index lists tiles; and
+  without its cache, so that what neighbours share is decoded for each.
 - ours: `TileLoader`, shuffled batches of 32 from a `TileDataset`.
 - ours by OpenSlide: the same with `reader: openslide`.
 - decoding: the limit. The slides' own tiles, in memory, are decoded once each, and nothing else is
@@ -97,6 +99,16 @@ def read_plain(
         yield 1
 
 
+def read_direct(dataset: TileDataset, cache_bytes: int) -> Iterator[int]:
+    reader, tile = dataset.tiles.reader, np.empty(dataset.tile_shape, np.uint8)
+    order = zip(dataset.tiles.slide_of_tile.tolist(), dataset.tiles.xy.tolist(), strict=True)
+    for number, (slide, (x, y)) in enumerate(itertools.cycle(order)):
+        reader.read(slide, x, y, tile)
+        if number == 0:
+            reader._decoded._max_bytes = cache_bytes
+        yield 1
+
+
 def decode_alone(dataset: TileDataset) -> Iterator[float] | None:
     """Decodes each tile of the files that is needed, once a pass; yields its share of a tile."""
     tiles, jobs, seen = dataset.tiles, [], set()
@@ -175,6 +187,10 @@ def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Iterato
         for name, data in datasets.items()
     }
     readers = {"plain": read_plain(dataset)}
+    for name, cache_bytes in {"direct": 8 << 20, "direct, no cache": 0}.items():
+        alone = TileDataset(str(slides), index_dir=str(folder / "index"), **common)
+        alone.setup()  # with a reader of its own
+        readers[name] = read_direct(alone, cache_bytes)
     for name, opener in others().items():
         reader = read_plain(dataset, opener)
         try:
