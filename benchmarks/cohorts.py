@@ -18,7 +18,9 @@ from g2l_plugin import TileDataset
 from g2l_plugin.demo.generate import make_cohort
 from g2l_plugin.slides.slide_list import SLIDE_SUFFIXES
 
-_CELL, _TILE = 3840, 240
+_FILE_TILE = 240
+"""Side of the tiles that a slide is stored in, in pixels: Aperio's; other scanners' have 256."""
+
 _APERIO = "Aperio Image Library v12\r\n{}x{} ({}x{}) J2K|AppMag = 40|MPP = 0.25"
 _APERIO_J2K, _J2K_RATE = 33005, 19
 N_VAL_TILES = 64
@@ -67,11 +69,14 @@ def min_sharpness(full_size: bool) -> float:
     return 0.01 if full_size else 0.1
 
 
-def make_full_size(source: Path | None, folder: Path, jpeg2000: bool = False) -> Path:
+def make_full_size(
+    source: Path | None, folder: Path, jpeg2000: bool = False, file_tile: int = _FILE_TILE
+) -> Path:
     """Makes a folder with one slide as large as a scanner's, from the largest of `source`."""
     slides = find_slides(source, folder.parent / "demo")
     folder.mkdir()
-    _write_full_size(max(slides, key=_count_pixels), folder / "full_size.tiff", jpeg2000)
+    largest = max(slides, key=_count_pixels)
+    _write_full_size(largest, folder / "full_size.tiff", jpeg2000, file_tile)
     return folder
 
 
@@ -138,25 +143,27 @@ def _count_pixels(path: Path) -> int:
 
 
 def _write_full_size(
-    source: Path, target: Path, jpeg2000: bool, cells: tuple[int, int] = (26, 17)
+    source: Path, target: Path, jpeg2000: bool, tile: int, cells: tuple[int, int] = (26, 17)
 ) -> None:
     """Writes a slide as large as a scanner's, with the pixels of a small one.
 
     A third of it, in the middle, is tissue; the rest is glass. The tissue repeats the centre of the
-    small slide, at a stated 0.25 microns per pixel. Like Aperio's files it has tiles of 240 pixels
-    and levels at downsamples of 1, 4 and 16.
+    small slide, at a stated 0.25 microns per pixel. Like Aperio's files it has levels at downsamples
+    of 1, 4 and 16.
 
     Args:
-        source: A slide of at least 1,920 x 1,920 pixels.
+        source: A slide of at least 8 x 8 of the tiles.
         target: The TIFF to write, about 1 GB.
         jpeg2000: Whether its tiles are JPEG 2000 of a nineteenth of their pixels' bytes, as in
             Aperio's files of quality 70; else they are JPEG of quality 85.
-        cells: Its width and height, in cells of 3,840 pixels.
+        tile: Side of the tiles that it is stored in, in pixels.
+        cells: Its width and height, in cells of 16 tiles.
     """
     columns, rows = cells
+    cell_size = 16 * tile
     if jpeg2000:
         encode = _jpeg2000
-        description = _APERIO.format(columns * _CELL, rows * _CELL, _TILE, _TILE)
+        description = _APERIO.format(columns * cell_size, rows * cell_size, tile, tile)
         layout = {"compression": _APERIO_J2K, "photometric": "rgb", "description": description}
     else:
         encode = _jpeg
@@ -165,20 +172,20 @@ def _write_full_size(
     distance = np.hypot((y + 0.5) / rows - 0.5, (x + 0.5) / columns - 0.5)
     is_tissue = distance < (1 / 3 / np.pi) ** 0.5
     with openslide.OpenSlide(str(source)) as slide:
-        corner = tuple((length - _CELL // 2) // 2 for length in slide.dimensions)
-        period = slide.read_region(corner, 0, (_CELL // 2, _CELL // 2)).convert("RGB")
+        corner = tuple((length - cell_size // 2) // 2 for length in slide.dimensions)
+        period = slide.read_region(corner, 0, (cell_size // 2, cell_size // 2)).convert("RGB")
     cell = Image.fromarray(np.tile(np.asarray(period), (2, 2, 1)))
     with tifffile.TiffWriter(target, bigtiff=True) as writer:
         for downsample in (1, 4, 16):
-            size = _CELL // downsample
+            size = cell_size // downsample
             small = cell.resize((size, size), Image.Resampling.BOX)
-            per_cell = size // _TILE
+            per_cell = size // tile
             tissue = {
-                (i, j): encode(small.crop((j * _TILE, i * _TILE, (j + 1) * _TILE, (i + 1) * _TILE)))
+                (i, j): encode(small.crop((j * tile, i * tile, (j + 1) * tile, (i + 1) * tile)))
                 for i in range(per_cell)
                 for j in range(per_cell)
             }
-            glass = encode(Image.new("RGB", (_TILE, _TILE), (244, 243, 245)))
+            glass = encode(Image.new("RGB", (tile, tile), (244, 243, 245)))
             mpp = 0.25 * downsample
             writer.write(
                 (
@@ -190,7 +197,7 @@ def _write_full_size(
                 ),
                 shape=(rows * size, columns * size, 3),
                 dtype=np.uint8,
-                tile=(_TILE, _TILE),
+                tile=(tile, tile),
                 metadata=None,
                 **layout,
                 subfiletype=int(downsample > 1),

@@ -160,10 +160,13 @@ def read_eva(dataset: MultiWsiDataset) -> Iterator[int]:
 def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Iterator[float]]:
     source = options.slides
     if options.full_size:
-        source = make_full_size(options.slides, folder / "full_size", options.jpeg2000)
+        source = make_full_size(
+            options.slides, folder / "full_size", options.jpeg2000, options.file_tile
+        )
     slides = copy_slides(source, folder / "slides", options.n_slides, link=options.full_size)
     common = {
         "overwrite_mpp": options.overwrite_mpp,
+        "target_mpp": options.target_mpp,
         "min_sharpness": min_sharpness(options.full_size),
         "keep_duplicates": True,
         "split": "train",
@@ -242,6 +245,8 @@ def main() -> None:
     add_arguments(parser, n_slides=48)
     parser.add_argument("--full-size", action="store_true")
     parser.add_argument("--cold", action="store_true", help="forget the files before each turn")
+    parser.add_argument("--file-tile", type=int, default=240, help="of the full-size slide, px")
+    parser.add_argument("--target-mpp", type=float, default=0.5, help="of the tiles")
     parser.add_argument("--jpeg2000", action="store_true", help="of the full-size slide")
     parser.add_argument("--without-eva", action="store_true", help="its setup takes minutes")
     parser.add_argument("--block-tiles", type=int, default=64)
