@@ -148,8 +148,8 @@ def _write_full_size(
     """Writes a slide as large as a scanner's, with the pixels of a small one.
 
     A third of it, in the middle, is tissue; the rest is glass. The tissue repeats the centre of the
-    small slide, at a stated 0.25 microns per pixel. Like Aperio's files it has levels at downsamples
-    of 1, 4 and 16.
+    small slide, at a stated 0.25 microns per pixel. Like in Aperio's files, the downsamples of its
+    levels are 1, 4 and 16.
 
     Args:
         source: A slide of at least 8 x 8 of the tiles.

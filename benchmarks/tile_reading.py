@@ -174,17 +174,21 @@ def make_readers(folder: Path, options: argparse.Namespace) -> dict[str, Iterato
     dataset = TileDataset(str(slides), index_dir=str(folder / "index"), **common)
     dataset.prepare_data()
     dataset.setup()
-    n_few = 2 if options.full_size else None
-    few = TileDataset(str(slides), index_dir=str(folder / "few"), n_slides=n_few, **common)
-    few.prepare_data()
-    pack_tiles(folder / "few", folder / "packed")
-    packed = TileDataset(str(slides), packed_root=str(folder / "packed"), n_slides=n_few, **common)
-    packed.setup()
     by_openslide = TileDataset(
         str(slides), index_dir=str(folder / "index"), reader="openslide", **common
     )
     by_openslide.setup()
-    datasets = {"ours": dataset, "ours by OpenSlide": by_openslide, "packed": packed}
+    datasets = {"ours": dataset, "ours by OpenSlide": by_openslide}
+    if not options.without_packed:
+        n_few = 2 if options.full_size else None
+        few = TileDataset(str(slides), index_dir=str(folder / "few"), n_slides=n_few, **common)
+        few.prepare_data()
+        pack = folder / "packed"
+        pack_tiles(folder / "few", pack)
+        datasets["packed"] = TileDataset(
+            str(slides), packed_root=str(pack), n_slides=n_few, **common
+        )
+        datasets["packed"].setup()
     loaders = {
         name: TileLoader(data, BATCH_SIZE, options.block_tiles, options.buffer_tiles)
         for name, data in datasets.items()
@@ -248,6 +252,7 @@ def main() -> None:
     parser.add_argument("--file-tile", type=int, default=240, help="of the full-size slide, px")
     parser.add_argument("--target-mpp", type=float, default=0.5, help="of the tiles")
     parser.add_argument("--jpeg2000", action="store_true", help="of the full-size slide")
+    parser.add_argument("--without-packed", action="store_true", help="packing takes minutes")
     parser.add_argument("--without-eva", action="store_true", help="its setup takes minutes")
     parser.add_argument("--block-tiles", type=int, default=64)
     parser.add_argument("--buffer-tiles", type=int, default=8192)
