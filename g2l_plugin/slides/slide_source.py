@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Iterator, Sequence
 
@@ -36,7 +37,7 @@ class SlideTiles:
     Attributes:
         paths: The slides.
         slide_of_tile: Position in `paths` of each tile's slide, ascending, int32 (tiles,).
-        square_of_tile: Number of each tile's square of the grid, ascending, int32 (tiles,).
+        group_of_tile: Number of each tile's group, ascending, int32 (tiles,).
         xy: Upper left corners in pixels of level 0, int32 (tiles, 2).
         block_tiles: Neighbours that go into the same shard of a pack: few, so that a shard mixes
             many slides.
@@ -70,7 +71,7 @@ class SlideTiles:
         # Flat arrays, 16 bytes per tile: ten million tiles are 160 MB, shared by forked workers.
         counts = [len(slide.xy) for slide in slides]
         self.slide_of_tile = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
-        self.square_of_tile = _number_squares(slides)
+        self.group_of_tile = _number_groups(slides)
         self.xy = np.concatenate([np.empty((0, 2), np.int32), *(slide.xy for slide in slides)])
         self._lost = LostTiles(len(self.xy), max_lost)
 
@@ -80,8 +81,8 @@ class SlideTiles:
 
     @property
     def group_sizes(self) -> np.ndarray:
-        """Tiles of each square of the grid, (squares,): they share compressed pixels."""
-        sizes = np.bincount(self.square_of_tile)
+        """Tiles of each group, (groups,): neighbours, at most 64, that share compressed pixels."""
+        sizes = np.bincount(self.group_of_tile)
         return sizes[sizes > 0]
 
     @property
@@ -92,7 +93,7 @@ class SlideTiles:
     def keep(self, numbers: np.ndarray) -> None:
         """Keeps only these tiles, ascending, and renumbers them from 0."""
         self.slide_of_tile, self.xy = self.slide_of_tile[numbers], self.xy[numbers]
-        self.square_of_tile = self.square_of_tile[numbers]
+        self.group_of_tile = self.group_of_tile[numbers]
         self._lost = LostTiles(len(numbers), self._max_lost)
 
     def read(self, number: int) -> torch.Tensor:
@@ -197,11 +198,22 @@ class SlideTiles:
         self._lost.add(start, stop, message)
 
 
-def _number_squares(slides: Sequence[SlideIndex]) -> np.ndarray:
-    """Numbers the squares of all slides; an index lists its tiles square by square."""
-    starts = [np.empty(0, bool)]
+def _number_groups(slides: Sequence[SlideIndex]) -> np.ndarray:
+    """Numbers the groups of all slides, int32 (tiles,).
+
+    A group is a square of the grid, of which an index lists the tiles one after the other. At the
+    edge of the tissue squares have few tiles, and some of them together make a group.
+    """
+    sizes: list[int] = []
     for slide in slides:
         square = slide.xy // (SQUARE * np.array(slide.plan.level0_size))
-        changes = (np.diff(square, axis=0) != 0).any(axis=1)
-        starts.append(np.append(True, changes)[: len(slide.xy)])
-    return np.cumsum(np.concatenate(starts), dtype=np.int32)
+        starts = np.flatnonzero((np.diff(square, axis=0) != 0).any(axis=1)) + 1
+        edges = [0, *starts.tolist(), len(slide.xy)]
+        group = 0
+        for begin, end in itertools.pairwise(edges):
+            if group and group + end - begin > SQUARE**2:
+                sizes.append(group)
+                group = 0
+            group += end - begin
+        sizes.append(group)
+    return np.repeat(np.arange(len(sizes), dtype=np.int32), sizes)

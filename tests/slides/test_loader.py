@@ -23,7 +23,7 @@ class NumberedTiles(TileDataset):
         super().__init__("")
         self._tiles = SlideTiles([], (1, 1))
         self._tiles.slide_of_tile = np.repeat(np.arange(len(group_sizes)), group_sizes)
-        self._tiles.square_of_tile = self._tiles.slide_of_tile
+        self._tiles.group_of_tile = self._tiles.slide_of_tile
         self._tiles.paths = list(range(len(group_sizes)))
         self._tiles.xy = np.zeros((sum(group_sizes), 2), np.int32)
         self._tiles.keep(np.arange(sum(group_sizes)))

@@ -59,28 +59,24 @@ def test_tiles_of_a_slide_have_consecutive_numbers(make_tiles):
     np.testing.assert_array_equal(tiles.read(55).numpy(), expected.transpose(2, 0, 1))
 
 
-def test_a_group_is_a_square_of_eight_by_eight_tiles_of_a_slide(tmp_path):
-    rng = np.random.default_rng(0)
+def test_a_group_is_a_square_of_eight_by_eight_tiles_or_some_that_have_few(tmp_path):
     plan = ReadPlan(0, (512, 512), (512, 512), 2)
-    slides, expected = [], []
-    for name in "ab":
-        # As an index lists them: square by square, and not all of a square is tissue.
+
+    def slide(name, *tiles_of_squares):
+        """As an index lists them: square by square, some of them full, others at an edge."""
         corners = [
-            (512 * (8 * square_x + x), 512 * (8 * square_y + y))
-            for square_y in range(2)
-            for square_x in range(3)
-            for y in range(8)
-            for x in range(8)
-            if rng.random() < 0.1 * (square_x + square_y)
+            (512 * (8 * square + tile % 8), 512 * (tile // 8))
+            for square, n in enumerate(tiles_of_squares)
+            for tile in range(n)
         ]
-        slides.append(SlideIndex(tmp_path / name, plan, np.array(corners, np.int32)))
-        squares = [(name, x // 4096, y // 4096) for x, y in corners]
-        expected += [squares.count(square) for square in dict.fromkeys(squares)]
-    slides.insert(1, SlideIndex(tmp_path / "none", plan, np.empty((0, 2), np.int32)))
+        xy = np.array(corners, np.int32).reshape(-1, 2)
+        return SlideIndex(tmp_path / name, plan, xy)
+
+    slides = [slide("a", 64, 20, 40, 5, 60, 4), slide("none"), slide("b", 3, 61), slide("c", 2)]
     tiles = SlideTiles(slides, (256, 256))
-    assert len(expected) == 10 and tiles.group_sizes.tolist() == expected
-    tiles.keep(np.arange(expected[0] + 1, len(tiles)))
-    assert tiles.group_sizes.tolist() == [expected[1] - 1, *expected[2:]]
+    assert tiles.group_sizes.tolist() == [64, 60, 5, 64, 64, 2]
+    tiles.keep(np.arange(70, len(tiles)))
+    assert tiles.group_sizes.tolist() == [54, 5, 64, 64, 2]
 
 
 def test_few_handles_serve_many_slides(make_tiles):
