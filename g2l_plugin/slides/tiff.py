@@ -158,12 +158,15 @@ class TiffSlide:
                 number = row * level.columns + column
                 if not level.counts[number]:
                     continue
-                tile = self._cache.get(
-                    (self.path, page, number, reduction),
-                    lambda: self._decode(level, number, reduction),  # noqa: B023 (called at once)
-                )
                 left = max(column * tile_w, x)
                 stop = min((column + 1) * tile_w, x + width, right)
+                if end - top == tile_h and stop - left == tile_w:
+                    tile = self._decode(level, number, reduction)  # no neighbour needs it
+                else:
+                    tile = self._cache.get(
+                        (self.path, page, number, reduction),
+                        lambda: self._decode(level, number, reduction),  # noqa: B023 (at once)
+                    )
                 region[top - y : end - y, left - x : stop - x] = tile[
                     top - row * tile_h : end - row * tile_h,
                     left - column * tile_w : stop - column * tile_w,
