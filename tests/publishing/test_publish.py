@@ -275,6 +275,7 @@ def test_an_uploaded_student_is_the_same_for_everybody(make_run, tmp_path):
     with serve_hub({}) as hub:
         environment = {
             "HF_ENDPOINT": hub.url,
+            "HF_HUB_OFFLINE": "0",
             "HF_HOME": str(tmp_path / "ours"),
             "HF_HUB_DISABLE_XET": "1",
             "HF_TOKEN": "hf_that_nobody_may_read",

@@ -619,6 +619,7 @@ def test_the_best_of_another_session_does_not_keep_this_one_from_its_own(make_ru
 
 def test_a_worker_that_dies_is_reported_and_nothing_is_lost(make_run, slide_tiles, tmp_path):
     trainer, whole, data = make_run(max_steps=9, tiles=slide_tiles())
+    data.block_tiles = 8  # so that the worker has not read all tiles when it dies
     trainer.fit(whole, datamodule=data)
 
     class Kill(Callback):
@@ -631,6 +632,7 @@ def test_a_worker_that_dies_is_reported_and_nothing_is_lost(make_run, slide_tile
     options = {"max_steps": 9, "tiles": slide_tiles(), "resume": "auto"}
     shutil.rmtree(tmp_path / "logs")
     trainer, first, data = make_run(callbacks=[Kill()], **options)
+    data.block_tiles = 8
     data.dataloaders.train.num_workers = 1
     data.dataloaders.train.prefetch_factor = 1
     with pytest.raises(UserError, match="^A process that reads tiles died: DataLoader worker"):
@@ -639,6 +641,7 @@ def test_a_worker_that_dies_is_reported_and_nothing_is_lost(make_run, slide_tile
     assert step >= 1
     assert (run_folder(tmp_path) / "checkpoints" / f"step={step:08d}.ckpt").is_file()
     trainer, second, data = make_run(**options)
+    data.block_tiles = 8
     trainer.fit(second, datamodule=data)
     for key, value in whole.state_dict().items():
         assert torch.equal(second.state_dict()[key], value), key
