@@ -129,15 +129,28 @@ def _label(source: str) -> str:
 def _load(label: str, source: str) -> Model:
     scheme, _, name = source.partition(":")
     if scheme == "timm":
-        # As eva builds it, so that its weights have the hash that eva's results record.
         named = {"MODEL_NAME": f"timm/{name}", "MODEL_EXTRA_KWARGS": "{pretrained: true}"}
-        encoder = load_encoder(f"eva:timm/{name}", model_kwargs={"pretrained": True})
+    elif scheme == "eva":
+        named = {"MODEL_NAME": name}
     else:
         named = {"MODEL_NAME": "g2l/student", "G2L_STUDENT": source}
-        if scheme == "eva":
-            named = {"MODEL_NAME": name}
-        encoder = load_encoder(source)
+    encoder = load_as_eva(source)
     return Model(label, hash_tensors(encoder.model), named | _input(encoder))
+
+
+def load_as_eva(source: str) -> Encoder:
+    """Loads an encoder as eva builds it, so that its weights have the hash of eva's results.
+
+    Args:
+        source: A source of `name_sources`.
+
+    Raises:
+        UserError: It cannot be loaded.
+    """
+    scheme, _, name = source.partition(":")
+    if scheme == "timm":
+        return load_encoder(f"eva:timm/{name}", model_kwargs={"pretrained": True})
+    return load_encoder(source)
 
 
 def _input(encoder: Encoder) -> dict[str, str]:

@@ -49,8 +49,7 @@ def _run(options: argparse.Namespace) -> None:
     import torch
     from rich.console import Console
 
-    from g2l_plugin.benchmark.models import name_sources
-    from g2l_plugin.encoders.load import load_encoder
+    from g2l_plugin.benchmark.models import load_as_eva, name_sources
     from g2l_plugin.errors import UserError
     from g2l_plugin.evaluation.invariance import DEFAULT_SIZE
     from g2l_plugin.evaluation.speed import name_device
@@ -68,7 +67,7 @@ def _run(options: argparse.Namespace) -> None:
     if options.threads:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
-    encoders = {label: load_encoder(source).eval().to(device) for label, source in sources.items()}
+    encoders = {label: load_as_eva(source).eval().to(device) for label, source in sources.items()}
     sizes = {name: (own.input_size or (DEFAULT_SIZE,))[0] for name, own in encoders.items()}
     precision = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(options.precision)
     timed, product = time_in_turns(
