@@ -72,11 +72,6 @@ class TimedEncoder:
     input_size: int
     batches: tuple[TimedBatch, ...]
 
-    @property
-    def fastest(self) -> TimedBatch | None:
-        """The batch with the most tiles per second; None if none fits into memory."""
-        return max(self.batches, key=lambda batch: batch.tiles_per_second, default=None)
-
 
 @torch.inference_mode()
 def time_in_turns(

@@ -209,8 +209,8 @@ class TileDataset(MapDataset[Any]):
             self.tiles.read_into(index, out)
             return
         tile = self[index]
-        if not isinstance(tile, torch.Tensor) or tile.shape != out.shape:
-            is_tensor = isinstance(tile, torch.Tensor)
+        is_tensor = isinstance(tile, torch.Tensor)
+        if not is_tensor or tile.shape != out.shape:
             found = f"of {tuple(tile.shape)}" if is_tensor else f"a {type(tile).__name__}"
             raise UserError(
                 f"Tile {index} is {found}, expected a tensor of {out.shape}. Remove labels and "
