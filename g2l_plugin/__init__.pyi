@@ -26,7 +26,7 @@ from .distillation.losses import LogSumLoss as LogSumLoss
 from .distillation.losses import MeanSquaredErrorLoss as MeanSquaredErrorLoss
 from .distillation.losses import CosineLoss as CosineLoss
 from .distillation.losses import SmoothL1Loss as SmoothL1Loss
-from .distillation.losses import SimilarityKLLoss as SimilarityKLLoss
+from .distillation.beyond.similarity import SimilarityKLLoss as SimilarityKLLoss
 from .distillation.running.run_checkpoint import RunCheckpoint as RunCheckpoint
 from .distillation.running.loss_guard import LossGuard as LossGuard
 from .distillation.running.data_wait import DataWait as DataWait

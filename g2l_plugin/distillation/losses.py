@@ -13,6 +13,11 @@ from typing_extensions import override
 class DistillationLoss(nn.Module, abc.ABC):
     """A loss between two batches of embeddings."""
 
+    @property
+    def settled(self) -> bool:
+        """Whether the loss of a step can be compared with those of later ones."""
+        return True
+
     @abc.abstractmethod
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         """Computes the loss.
@@ -79,57 +84,3 @@ class SmoothL1Loss(DistillationLoss):
     @override
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         return functional.smooth_l1_loss(student, teacher, beta=self.beta)
-
-
-class SimilarityKLLoss(DistillationLoss):
-    """Kullback-Leibler divergence between the similarity distributions of teacher and student.
-
-    A queue of earlier teacher embeddings replaces classes. Each tile has a softmax over its cosine
-    similarities to the queue, one from its teacher embedding and one from its student embedding.
-    The loss is KL(teacher || student), averaged over the batch. The queue starts with the first
-    batch and is saved in checkpoints.
-    """
-
-    queue: torch.Tensor
-
-    def __init__(
-        self,
-        queue_size: int = 4096,
-        teacher_temperature: float = 0.05,
-        student_temperature: float = 0.05,
-    ) -> None:
-        """Initializes the loss.
-
-        Args:
-            queue_size: Teacher embeddings to keep.
-            teacher_temperature: Softmax temperature of the teacher's similarities.
-            student_temperature: Softmax temperature of the student's similarities.
-        """
-        super().__init__()
-        self.queue_size = queue_size
-        self.teacher_temperature = teacher_temperature
-        self.student_temperature = student_temperature
-        self.register_buffer("queue", torch.empty(0, 0), persistent=False)
-
-    @override
-    def get_extra_state(self) -> torch.Tensor:
-        # A buffer of the state dict must keep its shape; the queue grows.
-        return self.queue
-
-    @override
-    def set_extra_state(self, state: torch.Tensor) -> None:
-        self.queue = state.to(self.queue.device)
-
-    @override
-    def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
-        student = functional.normalize(student, dim=-1)  # (B, D)
-        teacher = functional.normalize(teacher, dim=-1).detach()  # (B, D)
-        if self.queue.numel() == 0:
-            self.queue = teacher
-        anchors = self.queue  # (Q, D)
-        target = functional.log_softmax(teacher @ anchors.T / self.teacher_temperature, dim=-1)
-        log_prob = functional.log_softmax(student @ anchors.T / self.student_temperature, dim=-1)
-        if self.training:
-            self.queue = torch.cat([teacher, anchors])[: self.queue_size]
-        # (B, Q), (B, Q) -> ()
-        return functional.kl_div(log_prob, target, reduction="batchmean", log_target=True)

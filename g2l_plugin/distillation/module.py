@@ -165,6 +165,12 @@ class DistillationModule(RunModule):
         """The first teacher."""
         return self.teachers.encoders[0]
 
+    @property
+    def loss_settled(self) -> bool:
+        """Whether the loss of a step can be compared with those of later ones."""
+        parts = self.objective.modules()
+        return all(part.settled for part in parts if isinstance(part, DistillationLoss))
+
     @override
     def configure_model(self) -> None:
         if hasattr(self, "objective"):

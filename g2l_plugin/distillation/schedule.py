@@ -164,7 +164,7 @@ class LossEarlyStopping(pl.Callback):
     ) -> None:
         # The synced step, the same on every device: all of them must stop together.
         last = pl_module.step_sync.last
-        if last is not None and self.exceeds(last.loss):
+        if last is not None and pl_module.loss_settled and self.exceeds(last.loss):
             self._stop(trainer, pl_module)
 
     def _stop(self, trainer: pl.Trainer, pl_module: Any) -> None:

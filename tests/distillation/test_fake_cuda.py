@@ -23,8 +23,8 @@ from fake_cuda import CUDA, backward, fake_cuda, to_cuda
 from helpers import TINY, WIDER, save_tiny_model
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
+from g2l_plugin.distillation.beyond.similarity import SimilarityKLLoss
 from g2l_plugin.distillation.beyond.stain import StainJitter
-from g2l_plugin.distillation.losses import SimilarityKLLoss
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.running.teacher_caches import TeacherCaches
 from g2l_plugin.encoders.load import EncoderSource

@@ -6,11 +6,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch.nn import functional
 
+from g2l_plugin.distillation.beyond.similarity import SimilarityKLLoss
 from g2l_plugin.distillation.losses import (
     CosineLoss,
     LogSumLoss,
     MeanSquaredErrorLoss,
-    SimilarityKLLoss,
     SmoothL1Loss,
 )
 
@@ -66,38 +66,6 @@ def test_others_are_their_closed_forms():
     difference = (student - teacher).abs()
     huber = torch.where(difference < 0.5, difference**2, difference - 0.25)
     assert SmoothL1Loss(beta=0.5)(student, teacher).item() == pytest.approx(huber.mean().item())
-
-
-def test_similarity_kl_is_its_closed_form():
-    student, teacher = batches()
-    loss = SimilarityKLLoss(teacher_temperature=0.1, student_temperature=0.2)
-    anchors = functional.normalize(teacher)
-    p = (anchors @ anchors.T / 0.1).softmax(-1)
-    q = (functional.normalize(student) @ anchors.T / 0.2).softmax(-1)
-    expected = (p * (p / q).log()).sum(1).mean().item()
-    assert loss(student, teacher).item() == pytest.approx(expected, rel=1e-4)
-
-
-def test_similarity_kl_remembers_the_newest_teachers_up_to_its_size():
-    loss = SimilarityKLLoss(queue_size=8)
-    for seed in range(3):
-        student, teacher = batches(seed=seed)
-        loss(student, teacher)
-    assert loss.queue.shape == (8, 5)
-    torch.testing.assert_close(loss.queue[:6], functional.normalize(teacher))
-    before = loss.queue
-    loss.eval()
-    loss(student, teacher)
-    assert loss.queue is before
-
-
-def test_similarity_kls_queue_goes_on_from_a_checkpoint(tmp_path):
-    first, resumed = SimilarityKLLoss(queue_size=8), SimilarityKLLoss(queue_size=8)
-    first(*batches())
-    torch.save(first.state_dict(), tmp_path / "state.ckpt")
-    resumed.load_state_dict(torch.load(tmp_path / "state.ckpt", weights_only=True))
-    assert torch.equal(resumed.queue, first.queue)
-    assert torch.equal(resumed(*batches(seed=1)), first(*batches(seed=1)))
 
 
 @pytest.mark.parametrize("loss_class", LOSSES)

@@ -1,10 +1,8 @@
 import pytest
 import torch
 
-from g2l_plugin.distillation.losses import (
-    LogSumLoss,
-    SimilarityKLLoss,
-)
+from g2l_plugin.distillation.beyond.similarity import SimilarityKLLoss
+from g2l_plugin.distillation.losses import LogSumLoss
 from g2l_plugin.distillation.objective import CombinedObjective, Objective
 from g2l_plugin.errors import UserError
 

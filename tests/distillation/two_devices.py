@@ -12,7 +12,8 @@ from helpers import TINY
 from safetensors.torch import save_file
 from torch.utils.data import DataLoader, Dataset
 
-from g2l_plugin.distillation.losses import LogSumLoss, SimilarityKLLoss
+from g2l_plugin.distillation.beyond.similarity import SimilarityKLLoss
+from g2l_plugin.distillation.losses import LogSumLoss
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.schedule import CosineSchedule, LossEarlyStopping
 from g2l_plugin.encoders.load import EncoderSource

@@ -69,7 +69,8 @@ class LossGuard(pl.Callback):
         self._numbers.append(TileBatch.of(batch).numbers)
         if (last := pl_module.step_sync.last) is not None:
             self._check_finite(trainer, last, self._numbers[0])
-            self._check_explosion(trainer, last)
+            if pl_module.loss_settled:
+                self._check_explosion(trainer, last)
 
     @override
     def on_train_end(self, trainer: pl.Trainer, pl_module: Any) -> None:

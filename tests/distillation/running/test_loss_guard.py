@@ -15,7 +15,7 @@ class Run:
     """What the guard sees of a trainer and a module."""
 
     def __init__(self, folder):
-        self.step_sync = StepSync()
+        self.step_sync, self.loss_settled = StepSync(), True
         self.log_dir, self.global_step = str(folder), 0
         self.world_size, self.global_rank = 1, 0
         self.checkpoint_callbacks, self.train_dataloader = [], None

@@ -26,9 +26,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils.data import Dataset
 
 from g2l_plugin.distillation.beyond.rotation import RotationObjective
+from g2l_plugin.distillation.beyond.similarity import SimilarityKLLoss
 from g2l_plugin.distillation.losses import MeanSquaredErrorLoss
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.running import trainer as trainer_module
+from g2l_plugin.distillation.running.loss_guard import LossGuard
 from g2l_plugin.distillation.running.progress import DistillationProgressBar
 from g2l_plugin.distillation.running.run_checkpoint import RunCheckpoint
 from g2l_plugin.distillation.running.teacher_cache import TeacherCache
@@ -488,6 +490,20 @@ def test_early_stop_ends_a_run_that_publishes_all_the_same(make_run):
     trainer.fit(module, datamodule=data)
     assert trainer.global_step < 50
     assert (student_folder(trainer) / "model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("queue_size", "stops"), [(8, True), (1000, False)])
+def test_a_loss_that_rises_with_its_queue_stops_no_run_until_it_is_full(
+    make_run, queue_size, stops
+):
+    loss = SimilarityKLLoss(queue_size, student_temperature=0.5)
+    stop = LossEarlyStopping(window=2, max_exceedances=0)
+    guard = LossGuard(window=2, deviations=0.0 if not stops else 1e6)
+    trainer, module, data = make_run(
+        max_steps=12, callbacks=[stop, guard], lr=1e-9, model={"loss": loss}
+    )
+    trainer.fit(module, datamodule=data)
+    assert (trainer.global_step < 12) is stops
 
 
 def test_a_loss_that_is_not_a_number_ends_the_run_without_a_student(make_run, tmp_path):
