@@ -39,6 +39,8 @@ class CardFacts:
         evaluation: The content of the run's evaluation.json; None if the run has none.
         lists_patients: Whether the folder has a patients.txt.
         has_onnx: Whether it has a model.onnx.
+        elsewhere: Whether the student was trained by other software: what is not in the record is
+            unknown then, and its teacher is the publisher's word.
     """
 
     record: RunRecord
@@ -48,6 +50,7 @@ class CardFacts:
     evaluation: dict[str, Any] | None = None
     lists_patients: bool = False
     has_onnx: bool = False
+    elsewhere: bool = False
 
 
 def render_card(facts: CardFacts) -> str:
@@ -64,6 +67,7 @@ def render_card(facts: CardFacts) -> str:
             **{field.name: getattr(record, field.name) for field in dataclasses.fields(record)},
             cancer=facts.cancer,
             has_onnx=facts.has_onnx,
+            elsewhere=facts.elsewhere,
             tools=TOOLS,
             license=facts.license.identifier,
             restrictions=facts.license.restrictions,
@@ -90,11 +94,12 @@ def _metadata(facts: CardFacts) -> ModelCardData:
     start = facts.record.student.provenance
     teachers = [teacher.provenance.source for teacher in facts.record.teachers]
     from_hub = start.pretrained and start.source.startswith("hf-hub:")
+    dataset = "tiles" if facts.elsewhere else "held-out tiles"
     results = [
         EvalResult(
             task_type="image-feature-extraction",
-            dataset_type="held-out-tiles",
-            dataset_name="held-out tiles of the training cohort",
+            dataset_type=dataset.lower().replace(" ", "-"),
+            dataset_name=f"{dataset} of the training cohort" if not facts.elsewhere else dataset,
             metric_type=name.removeprefix("val/"),
             metric_value=round(facts.record.alignment[name], 6),
             metric_name=label,
@@ -119,7 +124,8 @@ def _metadata(facts: CardFacts) -> ModelCardData:
             for name, title in facts.evaluation["columns"].items()
             if name in after["values"]
         ]
-    tags = ["pathology", "histology", "knowledge-distillation", "g2l", "timm", "transformers"]
+    made_by = [] if facts.elsewhere else ["g2l"]
+    tags = ["pathology", "histology", "knowledge-distillation", *made_by, "timm", "transformers"]
     return ModelCardData(
         library_name="timm",
         pipeline_tag="image-feature-extraction",

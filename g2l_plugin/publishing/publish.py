@@ -66,8 +66,9 @@ def find_checkpoint(run: Path) -> Path:
             return checkpoints[0]
     if (run / WEIGHTS).is_file():
         raise UserError(
-            f"{run} is the folder of a model, and not of a run, so there is nothing to publish of "
-            f"it. Upload it with: hf upload ORG/NAME {run}"
+            f"{run} is the folder of a model, and not of a run. Upload it with: hf upload ORG/NAME "
+            f"{run}; or, if it was distilled elsewhere, name its teacher (--teacher MODEL), and it "
+            "gets a card."
         )
     raise UserError(
         f"There is no {run / FOLDER / LAST}. Expected the folder of a run (.../run_0), or a "
