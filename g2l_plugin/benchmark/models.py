@@ -18,7 +18,7 @@ from g2l_plugin.encoders.load import load_encoder
 from g2l_plugin.encoders.weights import hash_tensors
 from g2l_plugin.errors import UserError, in_one_line
 from g2l_plugin.evaluation.segmentation import hash_maps
-from g2l_plugin.runs.model_names import find_source
+from g2l_plugin.runs.model_names import absolute_source, find_source
 from g2l_plugin.runs.run_folder import STUDENT
 
 _RUN = re.compile(r"run_\d+")
@@ -102,8 +102,7 @@ def _split_label(name: str) -> tuple[str, str]:
             f"{model} has random weights, other ones in every task. Give the folder of a student, "
             "or a published model."
         )
-    if source.startswith("local-dir:"):
-        source = f"local-dir:{Path(source.partition(':')[2]).expanduser().absolute()}"
+    source = absolute_source(source)
     if label and not re.fullmatch(r"\w[\w.@+-]*", label):
         raise UserError(
             f"The label {label!r} cannot be a folder's name. Expected letters, digits and _.@+-."

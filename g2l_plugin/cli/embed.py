@@ -15,7 +15,8 @@ examples:
   CUDA_VISIBLE_DEVICES=1 g2l embed MODEL /data/slides --output features --shard 2/4
 
 A stopped command continues when it is run again. For several GPUs or machines, start one command
-with `--shard i/n` for each; then the same without --shard writes the table of all slides.
+with `--shard i/n` for each; then the same without --shard writes the table of all slides. Or give
+the address of a Dask scheduler, with a worker for each GPU.
 
 OUTPUT/<slide id>.h5 has `features` and `coords`. TRIDENT reads it as it is. For CLAM, give
 `--output features/h5_files` and call `load_from_h5(True)`. For STAMP, give `--layout stamp`.
@@ -61,7 +62,9 @@ def add_parser(commands: Commands) -> None:
     add("--accelerator", choices=("auto", "cpu", "cuda"), default="auto", help="one device")
     add("--batch-size", type=int, default=64, help="tiles per batch")
     add("--workers", type=int, help="processes that read; one per usable core if not given")
-    add("--shard", type=shard, metavar="I/N", help="embed only the I-th of N parts, I from 1")
+    where = parser.add_mutually_exclusive_group().add_argument
+    where("--shard", type=shard, metavar="I/N", help="embed only the I-th of N parts, I from 1")
+    where("--scheduler", metavar="ADDRESS", help="Dask scheduler, as tcp://host:8786")
     parser.set_defaults(command=_run)
 
 
@@ -88,6 +91,7 @@ def _run(options: argparse.Namespace) -> None:
         batch_size=options.batch_size,
         workers=options.workers,
         shard=options.shard,
+        scheduler=options.scheduler,
         max_lost=options.max_lost,
     )
     embedded = [row for row in rows if row.status == "embedded"]

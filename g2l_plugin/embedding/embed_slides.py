@@ -13,10 +13,13 @@ from tqdm import tqdm
 
 from g2l_plugin import __version__
 from g2l_plugin.embedding.model import TileModel
+from g2l_plugin.embedding.on_cluster import embed_on_cluster
 from g2l_plugin.embedding.outcome import (
+    TABLE,
     EmbeddedSlide,
     check_losses,
     check_names,
+    part_table,
     slide_id,
     write_table,
 )
@@ -31,6 +34,7 @@ from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import locked, printable
 from g2l_plugin.parallel.cpus import usable_cpus
+from g2l_plugin.runs.model_names import find_source
 from g2l_plugin.slides.cohort import CohortSlide, read_cohort
 from g2l_plugin.slides.in_order import read_in_order
 from g2l_plugin.slides.index import Index, SlideIndex
@@ -72,6 +76,7 @@ def embed_slides(
     batch_size: int = 64,
     workers: int | None = None,
     shard: tuple[int, int] | None = None,
+    scheduler: str | None = None,
     max_lost: float = 0.01,
 ) -> list[EmbeddedSlide]:
     """Embeds the tiles of whole slides, and writes one HDF5 file a slide.
@@ -103,6 +108,9 @@ def embed_slides(
         workers: Processes that read; None starts one per CPU core, at most 16 for tiles.
         shard: (i, n), with i from 1 to n, embeds only every n-th slide, for n machines or GPUs that
             share `output`.
+        scheduler: Address of a Dask scheduler whose workers index and embed, as tcp://host:8786.
+            All must see the slides, the output and a model's folder under the same names. None uses
+            this machine.
         max_lost: Largest share of slides, and of tiles, that may be unreadable.
 
     Returns:
@@ -110,8 +118,8 @@ def embed_slides(
 
     Raises:
         UserError: `output` has embeddings of another model or of other settings, two slides have
-            the same file name, or more than `max_lost` is lost. In the last case all files are
-            written.
+            the same file name, the cluster cannot be used, or more than `max_lost` is lost. In the
+            last case all files are written.
 
     Examples:
         >>> import h5py
@@ -141,6 +149,23 @@ def embed_slides(
         reader=reader,
     )
     folder = Path(output).expanduser()
+    if scheduler is not None:
+        with locked(folder / ".lock"):
+            index = given.index(folder / "index", None, workers, scheduler)
+            check_names(read_cohort(index.folder / "cohort.csv"))
+        how = {
+            "layout": layout,
+            "dtype": dtype,
+            "precision": precision,
+            "accelerator": accelerator,
+            "batch_size": batch_size,
+            "workers": workers,
+        }
+        source = EncoderSource(find_source(model)) if isinstance(model, str) else model
+        rows = embed_on_cluster(embed_slides, index, given.root, source, folder, scheduler, how)
+        write_table(folder / TABLE, rows)
+        check_losses(rows, max_lost, folder / TABLE)
+        return rows
     network = TileModel(model, given.grid, precision, accelerator)
     settings = Settings(**network.settings(), layout=layout, dtype=dtype)
     refuse_others(folder, settings, network.source)
@@ -149,9 +174,9 @@ def embed_slides(
         check_names(read_cohort(index.folder / "cohort.csv"))
         readers = min(usable_cpus(), _MAX_WORKERS) if workers is None else workers
         rows = _embed_index(index, folder, network, settings, batch_size, readers)
-    name = "embeddings.csv" if shard is None else f"embeddings-{shard[0]}-of-{shard[1]}.csv"
-    write_table(folder / name, rows)
-    check_losses(rows, max_lost, folder / name)
+    table = folder / (part_table(shard) if shard else TABLE)
+    write_table(table, rows)
+    check_losses(rows, max_lost, table)
     return rows
 
 

@@ -12,6 +12,14 @@ from g2l_plugin.errors import UserError
 from g2l_plugin.files import printable, write_text
 from g2l_plugin.slides.cohort import CohortSlide
 
+TABLE = "embeddings.csv"
+"""File with a row for each slide."""
+
+
+def part_table(shard: tuple[int, int]) -> str:
+    """Name of the file with the rows of a part of the slides."""
+    return f"embeddings-{shard[0]}-of-{shard[1]}.csv"
+
 
 @dataclasses.dataclass(frozen=True)
 class EmbeddedSlide:

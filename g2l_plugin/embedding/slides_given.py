@@ -37,7 +37,11 @@ class GivenSlides:
     keep_duplicates: bool = True
 
     def index(
-        self, folder: Path, shard: tuple[int, int] | None = None, workers: int | None = None
+        self,
+        folder: Path,
+        shard: tuple[int, int] | None = None,
+        workers: int | None = None,
+        scheduler: str | None = None,
     ) -> Index:
         """Opens the index, or makes it with all slides, several of a patient too.
 
@@ -45,6 +49,7 @@ class GivenSlides:
             folder: Where to make it.
             shard: (i, n), with i from 1 to n: only the i-th of n parts.
             workers: Processes that index; None starts one per CPU core.
+            scheduler: Address of a Dask scheduler whose workers index; None uses this machine.
 
         Raises:
             UserError: An index is not complete, or the folder of the slides disappears.
@@ -62,6 +67,7 @@ class GivenSlides:
             max_lost=1.0,  # the others are embedded before anybody complains
             workers=workers,
             shard=shard,
+            scheduler=scheduler,
         )
         return open_index(folder, self.grid, self.root, True, shard or (1, 1))
 

@@ -52,3 +52,15 @@ def find_source(model: str) -> str:
         f"Unknown model {model!r}. Expected a folder of a student or of a run, a name that `g2l "
         "models` lists, hf-hub:org/name, local-dir:path, timm:name or eva:name."
     )
+
+
+def absolute_source(source: str) -> str:
+    """A source that is the same in any working directory.
+
+    Examples:
+        >>> from g2l_plugin.runs.model_names import absolute_source
+        >>> absolute_source("local-dir:/models/../student"), absolute_source("timm:resnet18")
+        ('local-dir:/models/../student', 'timm:resnet18')
+    """
+    scheme, _, rest = source.partition(":")
+    return f"{scheme}:{Path(rest).expanduser().absolute()}" if scheme == "local-dir" else source

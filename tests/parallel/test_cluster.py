@@ -8,10 +8,15 @@ import sys
 import threading
 import time
 
+import h5py
+import numpy as np
 import pytest
 from cluster_jobs import double
+from helpers import save_tiny_model
 
 from g2l_plugin import cli
+from g2l_plugin.embedding import on_cluster
+from g2l_plugin.embedding.embed_slides import embed_slides
 from g2l_plugin.errors import UserError
 from g2l_plugin.parallel import cluster
 from g2l_plugin.parallel.failures import OutOfTime, WorkerCrash
@@ -116,6 +121,31 @@ def test_an_index_of_which_a_worker_is_killed_equals_that_of_one_machine(
     assert len([name for name in found if name.endswith((".parquet", ".jpg"))]) == 8
     assert found.keys() == expected.keys()
     assert [name for name in found if found[name] != expected[name]] == []
+
+
+def test_slides_embedded_on_a_cluster_equal_those_of_one_machine(
+    scheduler, tmp_path, write_slide, monkeypatch
+):
+    monkeypatch.setattr(on_cluster, "_PART_SLIDES", 1)
+    monkeypatch.chdir(tmp_path)
+    for number in range(3):
+        write_slide(tmp_path / "slides" / f"{number}.tiff", 128 + 64 * number)
+    save_tiny_model(tmp_path / "model")
+    how = {"tile_size": 32, "min_sharpness": 0, "accelerator": "cpu", "max_lost": 1.0}
+    slides = tmp_path / "slides"
+    (slides / "torn.tiff").write_bytes(b"II*")
+    expected = embed_slides("local-dir:model", slides, "local", workers=0, **how)
+    rows = embed_slides("local-dir:model", slides, "cluster", scheduler=scheduler, **how)
+    assert rows == expected and [row.status for row in rows[:3]] == ["embedded"] * 3
+    tables = [(tmp_path / name / "embeddings.csv").read_bytes() for name in ("local", "cluster")]
+    assert tables[0] == tables[1]
+    assert not list((tmp_path / "cluster").glob("embeddings-*.csv"))
+    for number in range(3):
+        local, there = (tmp_path / name / f"{number}.h5" for name in ("local", "cluster"))
+        with h5py.File(local) as a, h5py.File(there) as b:
+            assert len(a["features"]) > 3
+            assert np.array_equal(a["coords"], b["coords"])
+            np.testing.assert_allclose(a["features"], b["features"], atol=1e-6)
 
 
 def test_a_worker_that_does_not_see_a_folder_says_so(scheduler, tmp_path):
