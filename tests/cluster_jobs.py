@@ -13,3 +13,8 @@ def double(number: int) -> int:
     if number == 100:
         raise ValueError("a hundred")
     return 2 * number
+
+
+def change_path(path: str) -> str:
+    before, os.environ["PATH"] = os.environ["PATH"], path
+    return before

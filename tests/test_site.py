@@ -21,7 +21,13 @@ RECIPE = ROOT / "configs" / "recipes" / "g2l.yaml"
 OF_EVA = "configs/vision/"
 """Where eva's own configs are, which its users have."""
 
-OF_NO_CONFIG = {"CUDA_VISIBLE_DEVICES", "G2L_PLUGIN_AUTOLOAD", "G2L_STUDENT", "LABEL"}
+OF_NO_CONFIG = {
+    "CUDA_VISIBLE_DEVICES",
+    "DASK_DISTRIBUTED__WORKER__DAEMON",
+    "G2L_PLUGIN_AUTOLOAD",
+    "G2L_STUDENT",
+    "LABEL",
+}
 """Variables that no config reads, and the word that stands for a model's label."""
 
 ASSIGNMENT = re.compile(r"[A-Z0-9_]+=")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,6 +34,8 @@ _OWN = (
     "TEACHER_EMBEDDINGS_ROOT",
 )
 """Variables that a job sets, or must not inherit from the user's shell."""
+
+_VARIABLE = re.compile(r"\$\{oc\.env:\s*(\w+)")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,11 @@ class Job:
         """The environment of the command: the user's, but for what the job decides."""
         kept = {name: value for name, value in inherited.items() if name not in _OWN}
         return kept | self.variables
+
+    def chosen(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """The variables of a user's environment that the task's config reads."""
+        read = set(_VARIABLE.findall(self.task.config.read_text(encoding="utf-8")))
+        return {name: value for name, value in environment.items() if name in read}
 
     def command(self, eva: str) -> str:
         """The shell command that does the same."""

@@ -19,7 +19,7 @@ It runs `eva predict_fit` with the config of each task whose data is there, and 
 of the others comes from. What is done is not run again. Variables of the configs work as with eva:
 N_RUNS=20 ACCELERATOR=cpu g2l benchmark ...; DOWNLOAD_DATA=true downloads what eva can.
 LABEL=MODEL names a model. On a cluster, use `--shard $SLURM_ARRAY_TASK_ID/4` in a job array of 1-4,
-then the same command without it.
+then the same command without it. Or give the address of a Dask scheduler (--scheduler).
 """
 
 
@@ -49,9 +49,11 @@ def add_parser(commands: Commands) -> None:
     )
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="folder of the tasks' data")
     add("--output", type=Path, default=Path("benchmark"), metavar="DIR", help="folder for results")
-    add(
+    where = parser.add_mutually_exclusive_group().add_argument
+    where(
         "--shard", type=shard, metavar="I/N", help="only every N-th task from the I-th on, I from 1"
     )
+    where("--scheduler", metavar="ADDRESS", help="Dask scheduler, as tcp://host:8786")
     add("--dry-run", action="store_true", help="prints the commands, and runs nothing")
     parser.set_defaults(command=_run)
 
@@ -59,7 +61,14 @@ def add_parser(commands: Commands) -> None:
 def _run(options: argparse.Namespace) -> None:
     from g2l_plugin.benchmark.jobs import find_session, plan_jobs
     from g2l_plugin.benchmark.models import load_models
-    from g2l_plugin.benchmark.run import REPORT, find_eva, report_on, run_eva, run_jobs
+    from g2l_plugin.benchmark.run import (
+        REPORT,
+        find_eva,
+        report_on,
+        run_eva,
+        run_jobs,
+        run_jobs_on_cluster,
+    )
     from g2l_plugin.benchmark.tasks import ALL, choose_tasks
     from g2l_plugin.errors import UserError
     from g2l_plugin.report.report import PAGE
@@ -94,7 +103,12 @@ def _run(options: argparse.Namespace) -> None:
         for job in todo:
             print(job.command(eva))
         return
-    failures = run_jobs(todo, functools.partial(run_eva, eva=eva))
+    if options.scheduler and todo:
+        output.mkdir(parents=True, exist_ok=True)
+        needs = [Path.cwd(), output, options.data.absolute(), *{job.task.config for job in todo}]
+        failures = run_jobs_on_cluster(todo, options.scheduler, needs)
+    else:
+        failures = run_jobs(todo, functools.partial(run_eva, eva=eva))
     if options.shard is None:
         report = report_on(jobs, output, reference.label if reference else None)
         if report is not None:

@@ -1,6 +1,7 @@
 """Jobs on a cluster: a real scheduler and two real workers on this machine."""
 
 import asyncio
+import json
 import os
 import signal
 import socket
@@ -11,7 +12,7 @@ import time
 import h5py
 import numpy as np
 import pytest
-from cluster_jobs import double
+from cluster_jobs import change_path, double
 from helpers import save_tiny_model
 
 from g2l_plugin import cli
@@ -146,6 +147,56 @@ def test_slides_embedded_on_a_cluster_equal_those_of_one_machine(
             assert len(a["features"]) > 3
             assert np.array_equal(a["coords"], b["coords"])
             np.testing.assert_allclose(a["features"], b["features"], atol=1e-6)
+
+
+STAND_IN = """
+import json, os, sys, time
+root = os.environ["OUTPUT_ROOT"]
+if "teacher/bach" in root:
+    sys.exit("error: BACH is incomplete")
+os.makedirs(root)
+names = ("N_RUNS", "DATA_ROOT", "TEACHER_EMBEDDINGS_ROOT", "UNREAD")
+said = {name: os.environ.get(name) for name in names} | {"folder": os.getcwd(), "at": time.time()}
+json.dump(said, open(root + "/said.json", "w"))
+"""
+
+
+def test_a_benchmark_on_a_cluster_runs_eva_as_its_user_would(
+    client, scheduler, tmp_path, monkeypatch, capsys
+):
+    eva = tmp_path / "bin" / "eva"
+    eva.parent.mkdir()
+    eva.write_text(f"#!{sys.executable}\n{STAND_IN}")
+    eva.chmod(0o755)
+    (before,) = {*client.run(change_path, f"{eva.parent}:/usr/bin:/bin").values()}
+    for task in ("crc", "mhist", "bach"):
+        (tmp_path / "data" / task / "images").mkdir(parents=True)
+    save_tiny_model(tmp_path / "mine")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("N_RUNS", "7")
+    monkeypatch.setenv("UNREAD", "of this machine alone")
+    monkeypatch.setenv("DATA_ROOT", "not this")
+    try:
+        words = ["mine", "--tasks", "crc", "mhist", "bach", "--reference", "demo:teacher"]
+        assert cli.main(["benchmark", *words, "--scheduler", scheduler]) == 1
+    finally:
+        client.run(change_path, before)
+    err = capsys.readouterr().err
+    assert "failed: bach (teacher): BACH is incomplete" in err
+    assert "failed: bach (mine): not run, because the reference" in err
+    assert err.splitlines()[-1].startswith("error: 2 of 6 runs failed")
+    said = {
+        path.parent.relative_to(tmp_path / "benchmark" / "logs").as_posix(): json.loads(
+            path.read_text()
+        )
+        for path in tmp_path.rglob("said.json")
+    }
+    assert said.keys() == {"teacher/crc", "teacher/mhist", "mine/crc", "mine/mhist"}
+    for name, one in said.items():
+        assert (one["N_RUNS"], one["UNREAD"], one["folder"]) == ("7", None, str(tmp_path))
+        assert one["DATA_ROOT"] == f"{tmp_path}/data/{name.rpartition('/')[2]}"
+        assert (one["TEACHER_EMBEDDINGS_ROOT"] is None) is name.startswith("teacher")
+    assert said["mine/crc"]["at"] > said["teacher/mhist"]["at"]
 
 
 def test_a_worker_that_does_not_see_a_folder_says_so(scheduler, tmp_path):
