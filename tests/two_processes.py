@@ -5,6 +5,7 @@ import multiprocessing
 import socket
 import types
 
+import torch
 from torch import distributed
 
 TIMEOUT = 5.0
@@ -29,7 +30,7 @@ def _call(function, rank, port, reports):
         world_size=2,
         is_global_zero=rank == 0,
         log_dir=".",
-        strategy=types.SimpleNamespace(broadcast=_broadcast),
+        strategy=types.SimpleNamespace(broadcast=_broadcast, root_device=torch.device("cpu")),
     )
     try:
         function(trainer)

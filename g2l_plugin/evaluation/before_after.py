@@ -30,6 +30,7 @@ from g2l_plugin.metrics.embeddings import Embeddings
 from g2l_plugin.metrics.families import FAMILIES, family_of, k_of
 from g2l_plugin.metrics.knn import KNNVoting
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, compute_all, merge
+from g2l_plugin.metrics.neighbours import computing_on
 from g2l_plugin.metrics.probe import LogisticProbe
 from g2l_plugin.metrics.robustness import RobustnessIndex
 from g2l_plugin.runs.checkpoints import (
@@ -191,7 +192,8 @@ class DistillationEvaluation(RunCallback):
             model = _describe(name, encoder, view_size, self.batch_size)
         if self._teacher is None:
             self._teacher = test
-        result = merge([compute_all(self.metrics, train, test), align(test, self._teacher)])
+        with computing_on(encoder.mean.device):
+            result = merge([compute_all(self.metrics, train, test), align(test, self._teacher)])
         session = folder / "evaluation" / name.replace(" ", "_")
         write_results(
             session / METRICS_FOLDER,

@@ -33,6 +33,7 @@ from g2l_plugin.evaluation.training_patients import Overlap, compute_without
 from g2l_plugin.metrics.cka import align
 from g2l_plugin.metrics.embeddings import Embeddings, concatenate, take
 from g2l_plugin.metrics.metric import EmbeddingMetric, MetricResult, compute_all, merge
+from g2l_plugin.metrics.neighbours import computing_on
 
 _Value = TypeVar("_Value")
 _Overlaps = dict[str, Overlap | None]
@@ -118,7 +119,8 @@ class EmbeddingMetrics(pl.Callback):
         problem = None
         with upstream.others_waiting(trainer) as is_first:  # it can take an hour
             try:
-                values = self._compute(split, folder).values if is_first else {}
+                with computing_on(trainer.strategy.root_device):
+                    values = self._compute(split, folder).values if is_first else {}
             except UserError as error:
                 problem = error
         # An error is shared too: otherwise the other devices would wait forever.

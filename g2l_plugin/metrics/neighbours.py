@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import contextvars
 from collections.abc import Iterator
 from typing import Literal
 
@@ -19,11 +20,31 @@ _CELLS = 2**24
 """Similarities held in memory at a time, 4 bytes each."""
 
 
+_of_run: contextvars.ContextVar[torch.device | None] = contextvars.ContextVar(
+    "device", default=None
+)
+
+
+@contextlib.contextmanager
+def computing_on(device: torch.device) -> Iterator[None]:
+    """Makes `auto` the device of a run while it computes metrics: CPU or CUDA.
+
+    A run on the CPU beside a GPU takes nothing of it, and each rank stays on its own.
+    """
+    token = _of_run.set(device if device.type in ("cpu", "cuda") else None)
+    try:
+        yield
+    finally:
+        _of_run.reset(token)
+
+
 def choose_device(name: str) -> torch.device:
-    """Device of a name; `auto` is the CUDA device if there is one, else the CPU."""
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    """Device of a name; `auto` is that of the run, or else CUDA if there is a GPU, or the CPU."""
+    if name != "auto":
+        return torch.device(name)
+    if (device := _of_run.get()) is not None:
+        return device
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @torch.inference_mode()

@@ -66,7 +66,9 @@ def compute_on(tmp_path):
             log_dir=str(tmp_path / "run_0"),
             is_global_zero=True,
             world_size=1,
-            strategy=SimpleNamespace(broadcast=lambda values: values),
+            strategy=SimpleNamespace(
+                broadcast=lambda values: values, root_device=torch.device("cpu")
+            ),
             state=SimpleNamespace(fn="validate"),
         )
         module = SimpleNamespace(log_dict=logged.update)
@@ -298,3 +300,11 @@ def test_names_that_are_no_barcodes_may_be_of_others_and_all_may_be_shared(compu
     assert set(found["undefined"].values()) == {
         "all patients were in the student's training cohort"
     }
+
+
+def test_metrics_are_computed_where_the_run_computes(tmp_path, compute_on, monkeypatch):
+    root = save(tmp_path / "data")
+    expected, _ = compute_on(EmbeddingMetrics(str(root), "task", [KNNVoting(k=1)]))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)  # and `.to("cuda")` would fail
+    found, _ = compute_on(EmbeddingMetrics(str(root), "task", [KNNVoting(k=1)]))
+    assert found == expected and expected

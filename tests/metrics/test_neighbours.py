@@ -7,7 +7,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.metrics import neighbours
-from g2l_plugin.metrics.neighbours import nearest
+from g2l_plugin.metrics.neighbours import choose_device, computing_on, nearest
 
 
 @pytest.mark.parametrize("metric", ["cosine", "euclidean"])
@@ -21,6 +21,18 @@ def test_neighbours_are_those_of_scikit_learn(metric, monkeypatch):
     distances, expected = theirs.kneighbors(queries.astype(float))
     np.testing.assert_array_equal(indices, expected)
     np.testing.assert_allclose(1 - values if metric == "cosine" else values, distances, atol=1e-5)
+
+
+def test_a_run_on_the_cpu_takes_nothing_of_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert choose_device("auto") == torch.device("cuda")
+    with computing_on(torch.device("cpu")):
+        assert choose_device("auto") == torch.device("cpu")
+        assert choose_device("cuda") == torch.device("cuda")  # which somebody asked for
+    with computing_on(torch.device("cuda", 1)):
+        assert choose_device("auto") == torch.device("cuda", 1)
+    with computing_on(torch.device("mps")):  # which lacks doubles
+        assert choose_device("auto") == torch.device("cuda")
 
 
 def test_euclidean_neighbours_far_from_the_origin_are_still_distinguished():
