@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from omegaconf import OmegaConf
@@ -79,7 +80,11 @@ class Task:
 
 
 def choose_tasks(
-    names: Sequence[str], data: Path, manifests: Sequence[str] = (), root: Path | None = None
+    names: Sequence[str],
+    data: Path,
+    manifests: Sequence[str] = (),
+    root: Path | None = None,
+    columns: Mapping[str, str] | None = None,
 ) -> tuple[list[Task], list[Task]]:
     """Finds the tasks of a benchmark.
 
@@ -88,6 +93,7 @@ def choose_tasks(
         data: Folder that the tasks' folders of data are in.
         manifests: Manifests of further tasks; see `own_task`.
         root: Folder that the manifests' paths are relative to; None is each one's own.
+        columns: Our column names to the manifests', where they differ.
 
     Returns:
         The tasks whose data is there, and those whose data is not.
@@ -95,7 +101,7 @@ def choose_tasks(
     Raises:
         UserError: A name is unknown, a manifest is wrong, or two manifests have one name.
     """
-    own = [own_task(manifest, root) for manifest in manifests]
+    own = [own_task(manifest, root, columns) for manifest in manifests]
     for number, task in enumerate(own):
         if task.name in [other.name for other in own[:number]]:
             raise UserError(
@@ -132,12 +138,15 @@ def find_tasks(names: Sequence[str], data: Path) -> list[Task]:
     return [_find(name, data) for name in chosen]
 
 
-def own_task(manifest: str, root: Path | None = None) -> Task:
+def own_task(
+    manifest: str, root: Path | None = None, columns: Mapping[str, str] | None = None
+) -> Task:
     """The task of a manifest of tiles.
 
     Args:
         manifest: Path of a CSV or parquet file; `NAME=PATH` names the task.
         root: Folder that the manifest's paths are relative to; None is the manifest's own.
+        columns: Our column names to the manifest's, where they differ.
 
     Raises:
         UserError: See `g2l_plugin.datasets.manifest_task.read_task`; or a task of this package has
@@ -147,13 +156,15 @@ def own_task(manifest: str, root: Path | None = None) -> Task:
     if not equals or Path(manifest).exists():
         name, path = "", manifest
     file = Path(path).expanduser().absolute()
-    task = read_task(file, root, name)
+    task = read_task(file, root, name, columns)
     if task.name in (*(name for group in GROUPS.values() for name in group), _DEMO):
         raise UserError(
             f"{file} is a task called {task.name}, as is one of this package. Give it another "
             f"name: --manifest NAME={path}"
         )
     variables = {"DATA_ROOT": task.root, "MANIFEST_FILE": task.file, "TASK_NAME": task.name}
+    if task.columns:
+        variables["MANIFEST_COLUMNS"] = json.dumps(task.columns)
     return Task(task.name, task.name, _config(_OWN), variables, manifest=file)
 
 

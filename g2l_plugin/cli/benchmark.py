@@ -45,6 +45,13 @@ def add_parser(commands: Commands) -> None:
         "--root", type=Path, metavar="DIR", help="where their paths start; their own folders if not"
     )
     add(
+        "--columns",
+        nargs="+",
+        default=[],
+        metavar="OURS=THEIRS",
+        help="their columns of other names, as label=diagnosis path=image",
+    )
+    add(
         "--reference", metavar="MODEL", help="runs this model too, and compares with it, by CKA too"
     )
     add("--data", type=Path, default=Path("data"), metavar="DIR", help="folder of the tasks' data")
@@ -75,7 +82,13 @@ def _run(options: argparse.Namespace) -> None:
     from g2l_plugin.report.terminal import print_report
 
     names = options.tasks or ([] if options.manifest else [ALL])
-    tasks, missing = choose_tasks(names, options.data, options.manifest, options.root)
+    columns = dict(pair.split("=", 1) for pair in options.columns if "=" in pair)
+    if len(columns) < len(options.columns) or (columns and not options.manifest):
+        raise UserError(
+            f"--columns {' '.join(options.columns)}: expected names of columns of a --manifest, "
+            "each once, as label=diagnosis."
+        )
+    tasks, missing = choose_tasks(names, options.data, options.manifest, options.root, columns)
     for task in missing:
         print(f"not there: {task.name}: {task.missing}", file=sys.stderr)
     if not tasks:

@@ -51,7 +51,8 @@ def read_table(path: Path, columns: dict[str, str], required: Sequence[str]) -> 
     if missing := [columns[name] for name in required if columns[name] not in table]:
         raise UserError(
             f"Manifest {path} has no column {', '.join(missing)}. Its columns are "
-            f"{', '.join(map(str, table.columns))}. Map their names with `column_mapping`."
+            f"{', '.join(map(str, table.columns))}. Map their names with "
+            "`column_mapping` (MANIFEST_COLUMNS, --columns)."
         )
     renamed = {theirs: ours for ours, theirs in columns.items() if theirs in table}
     # If `centre` is mapped to `scanner`, the manifest's own `centre` column is dropped.

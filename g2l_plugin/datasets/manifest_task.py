@@ -6,8 +6,11 @@ import dataclasses
 import functools
 import os
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from g2l_plugin.datasets.manifest_table import check_table, read_table, sort_labels
 from g2l_plugin.errors import UserError
@@ -30,6 +33,7 @@ class ManifestTask:
         file: The manifest, an absolute path.
         classes: The labels, sorted as `ManifestTiles` numbers them.
         n_centres: Number of centres; 0 if that of a tile is unknown.
+        columns: Our column names to the manifest's, where they differ.
     """
 
     name: str
@@ -37,6 +41,7 @@ class ManifestTask:
     file: str
     classes: tuple[str, ...]
     n_centres: int
+    columns: dict[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def is_binary(self) -> bool:
@@ -82,17 +87,24 @@ class ManifestTask:
         return "torch.float32" if self.is_binary else "torch.int64"
 
 
-def read_task(file: str | Path, root: str | Path | None = None, name: str = "") -> ManifestTask:
+def read_task(
+    file: str | Path,
+    root: str | Path | None = None,
+    name: str = "",
+    columns: Mapping[str, str] | None = None,
+) -> ManifestTask:
     """Reads which task a manifest describes.
 
     Args:
         file: The manifest, a CSV or parquet file. A relative path is relative to `root`.
         root: Folder that the manifest's paths are relative to; None is the manifest's own.
         name: Name of the task; "" is the manifest's, or its folder's if it is called `manifest`.
+        columns: Our column names (path, label, split, patient, slide, centre) to the manifest's,
+            where they differ.
 
     Raises:
         UserError: The manifest cannot be read, a tile has no label, there are fewer than two
-            labels, or the name cannot be a folder's.
+            labels, the name cannot be a folder's, or a column is none of ours.
     """
     path = Path(os.path.abspath(file if root is None else Path(root) / file))
     own = path.parent.name if path.stem == _GENERIC else path.stem
@@ -102,20 +114,29 @@ def read_task(file: str | Path, root: str | Path | None = None, name: str = "") 
             f"{path} is a task called {task_name!r}. Expected a name of letters, digits and _.@+-, "
             "because its folders are named after it. Set TASK_NAME."
         )
-    classes, n_centres = _read_content(path, path.stat().st_mtime_ns if path.is_file() else 0)
+    columns = dict(columns or {})
+    if unknown := columns.keys() - set(_COLUMNS):
+        raise UserError(
+            f"{', '.join(sorted(unknown))} is no column of a manifest of tiles (MANIFEST_COLUMNS, "
+            f"--columns). Expected {', '.join(_COLUMNS)}."
+        )
+    changed = path.stat().st_mtime_ns if path.is_file() else 0
+    classes, n_centres = _read_content(path, changed, tuple(sorted(columns.items())))
     folder = os.path.abspath(path.parent if root is None else root)
-    return ManifestTask(task_name, folder, str(path), classes, n_centres)
+    return ManifestTask(task_name, folder, str(path), classes, n_centres, columns)
 
 
 def manifest_fact(fact: str, folder: str | Path = ".") -> Any:
-    """What the manifest of DATA_ROOT, MANIFEST_FILE and TASK_NAME says: `${g2l.manifest:FACT}`.
+    """What the manifest that the variables name says: `${g2l.manifest:FACT}`.
+
+    They are MANIFEST_FILE and, if they are set, DATA_ROOT, TASK_NAME and MANIFEST_COLUMNS.
 
     Args:
         fact: An attribute of `ManifestTask`.
         folder: Folder that relative paths are relative to.
 
     Raises:
-        UserError: MANIFEST_FILE is not set, or see `read_task`.
+        UserError: MANIFEST_FILE is not set, MANIFEST_COLUMNS is no mapping, or see `read_task`.
     """
     file, root = os.environ.get("MANIFEST_FILE"), os.environ.get("DATA_ROOT")
     if not file:
@@ -127,14 +148,32 @@ def manifest_fact(fact: str, folder: str | Path = ".") -> Any:
         file = str(Path(folder) / file)
     else:
         root = str(Path(folder) / root)
-    value = getattr(read_task(file, root, os.environ.get("TASK_NAME", "")), fact)
+    columns = _parse(os.environ.get("MANIFEST_COLUMNS") or "{}")
+    value = getattr(read_task(file, root, os.environ.get("TASK_NAME", ""), columns), fact)
     return list(value) if isinstance(value, tuple) else value
 
 
+def _parse(columns: str) -> dict[str, str]:
+    """Parses the variable MANIFEST_COLUMNS."""
+    try:
+        found = yaml.safe_load(columns)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(
+            f"MANIFEST_COLUMNS is {columns!r}. Expected our column names and the manifest's, as "
+            "'{label: diagnosis, path: image}'."
+        )
+    return {str(ours): str(theirs) for ours, theirs in found.items()}
+
+
 @functools.lru_cache(maxsize=8)  # a config asks for ten facts, and eva reads it twice
-def _read_content(path: Path, changed: int) -> tuple[tuple[str, ...], int]:
+def _read_content(
+    path: Path, changed: int, columns: tuple[tuple[str, str], ...]
+) -> tuple[tuple[str, ...], int]:
     """Reads labels and number of centres; the modification time is part of the cache key."""
-    table = read_table(path, {name: name for name in _COLUMNS}, ("path", "label"))
+    names = {name: name for name in _COLUMNS} | dict(columns)
+    table = read_table(path, names, ("path", "label"))
     check_table(table, path)
     classes = tuple(sort_labels(table["label"]))
     if len(classes) < 2:

@@ -7,7 +7,7 @@ from g2l_plugin.errors import UserError
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch):
-    for name in ("DATA_ROOT", "MANIFEST_FILE", "TASK_NAME"):
+    for name in ("DATA_ROOT", "MANIFEST_FILE", "TASK_NAME", "MANIFEST_COLUMNS"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -87,3 +87,32 @@ def test_what_is_no_task_is_said(tmp_path):
     (tmp_path / "paths.csv").write_text("path\n0.png\n")
     with pytest.raises(UserError, match="has no column label"):
         read_task(tmp_path / "paths.csv")
+
+
+def test_columns_of_other_names_are_mapped(tmp_path, monkeypatch):
+    file = tmp_path / "tiles.csv"
+    file.write_text("image,diagnosis,site,label\n0.png,a,x,7\n1.png,b,y,7\n")
+    columns = {"path": "image", "label": "diagnosis", "centre": "site"}
+    task = read_task(file, columns=columns)
+    assert task.classes == ("a", "b") and task.n_centres == 2
+    monkeypatch.setenv("MANIFEST_FILE", str(file))
+    monkeypatch.setenv("MANIFEST_COLUMNS", "{path: image, label: diagnosis, centre: site}")
+    assert manifest_fact("columns") == columns
+    assert manifest_fact("classes") == ["a", "b"]
+    monkeypatch.setenv("MANIFEST_COLUMNS", "{path: image}")
+    with pytest.raises(UserError, match="All tiles of .* have the label '7'"):
+        manifest_fact("classes")
+
+
+@pytest.mark.parametrize("columns", ["label=diagnosis", "[label]", "{label: "])
+def test_columns_that_are_no_mapping_are_refused(tmp_path, monkeypatch, columns):
+    monkeypatch.setenv("MANIFEST_FILE", str(write(tmp_path / "tiles.csv", "ab")))
+    monkeypatch.setenv("MANIFEST_COLUMNS", columns)
+    with pytest.raises(UserError, match=r"MANIFEST_COLUMNS is .*Expected .*'{label: diagnosis"):
+        manifest_fact("classes")
+
+
+def test_a_column_that_no_manifest_has_is_refused(tmp_path):
+    file = write(tmp_path / "tiles.csv", "ab")
+    with pytest.raises(UserError, match="lable is no column of a manifest.*label, split"):
+        read_task(file, columns={"lable": "label"})

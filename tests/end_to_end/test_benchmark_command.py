@@ -23,7 +23,7 @@ def values_of(output, label, task):
 
 
 @pytest.mark.slow
-def test_manifests_of_two_and_of_three_classes_need_nothing_but_their_path(tmp_path):
+def test_manifests_of_two_and_of_three_classes_need_nothing_but_their_path_and_columns(tmp_path):
     rng = np.random.default_rng(0)
     rows = []
     for number in range(60):
@@ -31,16 +31,17 @@ def test_manifests_of_two_and_of_three_classes_need_nothing_but_their_path(tmp_p
         image[..., number % 3] += 180
         Image.fromarray(image).save(tmp_path / f"{number}.png")
         rows.append((f"{number}.png", "rgb"[number % 3], number // 6))
-    table = pd.DataFrame(rows, columns=["path", "label", "patient"])
+    table = pd.DataFrame(rows, columns=["image", "diagnosis", "patient"])
     table.to_csv(tmp_path / "three.csv", index=False)
-    two = table[table["label"] != "b"].assign(
-        label=lambda rows: rows["label"].map({"r": 0, "g": 1})
+    two = table[table["diagnosis"] != "b"].assign(
+        diagnosis=lambda rows: rows["diagnosis"].map({"r": 0, "g": 1})
     )
     two.to_csv(tmp_path / "two.csv", index=False)
     output = tmp_path / "out"
     words = ["benchmark", "demo:teacher", "--output", output]
     manifests = [tmp_path / "two.csv", f"colours={tmp_path / 'three.csv'}"]
-    result = run_g2l(*words, "--manifest", *manifests, **FEW)
+    columns = ["--columns", "path=image", "label=diagnosis"]
+    result = run_g2l(*words, "--manifest", *manifests, *columns, **FEW)
     assert result.returncode == 0, result.stderr
     assert "test/BinaryBalancedAccuracy" in values_of(output, "teacher", "two")
     assert "test/MulticlassAccuracy" in values_of(output, "teacher", "colours")
