@@ -4,17 +4,20 @@
 - plain: one process that reads a tile with OpenSlide's `read_region`, and embeds it with the same
   model once a batch is full.
 - model alone: the limit. The same batches of tiles, in memory.
+- LazySlide (`--lazyslide PYTHON`, the Python of its environment): its `feature_extraction` with the
+  model as `g2l export` writes it, on the tiles that it finds, in batches of 32 on one thread.
 
-All embed the same tiles of one slide with the same model and batches, and take turns, a whole slide
-each. Ratios are taken within a round, because a machine's speed changes, and reported as medians.
-The slide is indexed once, before, and that is not measured.
+All but LazySlide embed the same tiles of one slide with the same model and batches, and take turns,
+a whole slide each. Ratios are taken within a round, because a machine's speed changes, and reported
+as medians. The slide is indexed once, before, and that is not measured.
 
-Run: python benchmarks/embedding.py --slides DIR
+Run: python benchmarks/embedding.py --slides DIR [--lazyslide envs/lazyslide/bin/python]
 """
 
 import argparse
 import os
 import statistics
+import subprocess
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,12 +33,15 @@ from rich.table import Table
 from g2l_plugin.embedding.model import TileModel
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.parallel.cpus import usable_cpus
+from g2l_plugin.publishing.export.export import export_for
 from g2l_plugin.runs.model_names import find_source
 from g2l_plugin.slides.in_order import read_in_order
 from g2l_plugin.slides.index import SlideIndex
 from g2l_plugin.slides.indexing import build_index
 from g2l_plugin.slides.slide_source import SlideTiles
 from g2l_plugin.slides.tile_grid import TileGrid
+
+_IN_OTHER_TOOLS = Path(__file__).parents[1] / "tests" / "reach" / "whole_slides.py"
 
 
 def embed_ours(slide: SlideIndex, model: TileModel, batch_size: int, workers: int) -> np.ndarray:
@@ -66,6 +72,21 @@ def embed_in_memory(batches: list[torch.Tensor], model: TileModel) -> np.ndarray
     return torch.cat([model.embed(batch) for batch in batches]).cpu().numpy()
 
 
+def time_tiles(embed: Callable[[], np.ndarray]) -> float:
+    """Tiles per second."""
+    start = time.perf_counter()
+    n_tiles = len(embed())
+    return n_tiles / (time.perf_counter() - start)
+
+
+def time_lazyslide(python: str, exported: Path, slide: Path, folder: Path) -> float:
+    """Tiles per second of LazySlide, by its own clock."""
+    out = folder / "lazyslide.npz"
+    subprocess.run([python, _IN_OTHER_TOOLS, "lazyslide", exported, slide, out], check=True)
+    found = np.load(out)
+    return len(found["features"]) / float(found["seconds"])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -80,6 +101,7 @@ def main() -> None:
     add("--accelerator", default="auto")
     add("--precision", default="32-true")
     add("--rounds", type=int, default=5)
+    add("--lazyslide", metavar="PYTHON", help="Python of an environment with LazySlide")
     options = parser.parse_args()
     size = options.tile_size
     grid = TileGrid(size, size, overwrite_mpp=options.overwrite_mpp, min_sharpness=0)
@@ -98,18 +120,24 @@ def main() -> None:
         for start in range(0, len(tiles), options.batch_size):
             numbers = range(start, min(start + options.batch_size, len(tiles)))
             blocks.append(torch.stack([tiles.read(number) for number in numbers]))
-        ways: dict[str, Callable[[], np.ndarray]] = {
-            "ours": lambda: embed_ours(slide, model, options.batch_size, options.workers),
-            "plain": lambda: embed_plain(slide, model, options.batch_size),
-            "model alone": lambda: embed_in_memory(blocks, model),
+        ways: dict[str, Callable[[], float]] = {
+            "ours": lambda: time_tiles(
+                lambda: embed_ours(slide, model, options.batch_size, options.workers)
+            ),
+            "plain": lambda: time_tiles(lambda: embed_plain(slide, model, options.batch_size)),
+            "model alone": lambda: time_tiles(lambda: embed_in_memory(blocks, model)),
         }
+        if options.lazyslide:
+            exported = export_for(source.source, "lazyslide", folder / "exported", mpp=0.5).folder
+            ways["LazySlide"] = lambda: time_lazyslide(
+                options.lazyslide, exported, slides[0], folder
+            )
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for round_number in range(options.rounds + 1):
-            for name, embed in ways.items():
-                start_time = time.perf_counter()
-                assert len(embed()) == len(slide.xy)
+            for name, measure in ways.items():
+                rate = measure()
                 if round_number:  # the first warms up
-                    rates[name].append(len(slide.xy) / (time.perf_counter() - start_time))
+                    rates[name].append(rate)
     reader = index.records[0].reader
     table = Table(
         title=f"Tiles/s, {len(slide.xy):,} tiles of {slides[0].name} ({reader}), {options.model}, "

@@ -12,15 +12,21 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import openslide
 import pytest
+import tifffile
 import torch
 from helpers import save_tiny_model
 from PIL import Image
+from sklearn.linear_model import LogisticRegression
 
 from g2l_plugin.encoders.load import load_encoder
+from g2l_plugin.metrics.embeddings import Embeddings
 from g2l_plugin.publishing.export.export import PYTHON_TOOLS, export_for
+from g2l_plugin.publishing.export.torchscript import fit_classifier
 
 TOOLS = Path(__file__).parents[1] / "publishing" / "other_tools.py"
+SLIDES = Path(__file__).with_name("whole_slides.py")
 PYTHONS = dict(part.split("=") for part in os.environ.get("REACH_PYTHONS", "").split())
 TIMMS = os.environ.get("REACH_TIMMS", "").split()
 CLEAN = {"PATH": os.environ["PATH"], "TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
@@ -53,6 +59,68 @@ def test_the_real_tool_takes_the_file(tool, tiny, tmp_path):
     failed = tmp_path / f"{tool}.txt"
     assert not failed.is_file(), failed.read_text()
     np.testing.assert_allclose(np.load(tmp_path / f"{tool}.npy"), expected, atol=1e-4)
+
+
+WHOLE_SLIDES = ("lazyslide", "wsinfer")
+
+
+@pytest.fixture(scope="module")
+def slide(tmp_path_factory):
+    """Blurred purple noise on white, as a slide of 0.5 um/px."""
+    generator = np.random.default_rng(0)
+    coarse = generator.integers(90, 200, (12, 12, 3), np.uint8)
+    coarse[..., 1] //= 2
+    tissue = Image.fromarray(coarse).resize((384, 384), Image.Resampling.BICUBIC)
+    pixels = np.full((640, 640, 3), 245, np.uint8)
+    pixels[128:512, 128:512] = np.asarray(tissue)
+    path = tmp_path_factory.mktemp("slides") / "slide.tiff"
+    tifffile.imwrite(
+        path,
+        pixels,
+        tile=(128, 128),
+        photometric="rgb",
+        resolution=(2e4, 2e4),
+        resolutionunit="CENTIMETER",
+    )
+    return path
+
+
+@pytest.mark.parametrize("tool", WHOLE_SLIDES)
+def test_the_real_tool_embeds_a_whole_slide(tool, tiny, slide, tmp_path):
+    if tool not in PYTHONS:
+        pytest.skip(f"REACH_PYTHONS names no python with {tool}")
+    folder = tiny[0]
+    labels = np.arange(60) % 3
+    values = np.random.default_rng(0).normal(size=(60, 32)).astype(np.float32)
+    values[np.arange(60), labels] += 3
+    train = Embeddings(values, labels, np.arange(60).astype(str))
+
+    def fit(student, encoder):
+        return fit_classifier(student, encoder, train, None, ["a", "b", "c"])
+
+    export = export_for(
+        f"local-dir:{folder}",
+        tool,
+        tmp_path / "out",
+        mpp=0.5,
+        fit=fit if tool == "wsinfer" else None,
+    )
+    subprocess.run(
+        [PYTHONS[tool], SLIDES, tool, export.folder, slide, tmp_path / "found.npz"],
+        env=CLEAN | {"HOME": str(tmp_path)},
+        check=True,
+    )
+    found = np.load(tmp_path / "found.npz")
+    assert len(found["xy"]) > 30
+    with openslide.OpenSlide(str(slide)) as handle:
+        tiles = [np.asarray(handle.read_region(xy, 0, (32, 32)))[..., :3] for xy in found["xy"]]
+    images = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2) / 255
+    with torch.inference_mode():
+        expected = load_encoder(f"local-dir:{folder}").eval()(images).numpy()
+    if tool == "wsinfer":
+        oracle = LogisticRegression(C=32 * 3 / 100, max_iter=1000).fit(values, labels)
+        expected = oracle.predict_proba(expected)
+    np.testing.assert_allclose(found["features"], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("path", TIMMS or [None])
