@@ -125,6 +125,11 @@ class Encoder(nn.Module):
             buffer = torch.tensor(values, device="cpu").view(1, 3, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
 
+    @property
+    def training_patients(self) -> list[str]:
+        """Patients that it was distilled on, as `list_patients` hashes them; empty if none says."""
+        return list(getattr(self.model, "training_patients", None) or ())
+
     @override
     def train(self, mode: bool = True) -> Encoder:
         super().train(mode)

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 
 from g2l_plugin.encoders.encoder import Encoder
-from g2l_plugin.encoders.folder import README, RESULTS, write_folder
+from g2l_plugin.encoders.folder import PATIENTS, README, RESULTS, write_folder
 from g2l_plugin.encoders.timm_network import timm_config
 from g2l_plugin.files import write_text
 from g2l_plugin.publishing.card import CardFacts, render_card
@@ -58,11 +58,20 @@ def publish_elsewhere(
         record_encoder(encoder, (encoder.input_size or (_USUAL_SIZE,))[0])
         for encoder in (teacher, student)
     )
+    patients = student.training_patients
     record = RunRecord(
-        teacher_record, student_record, network, objective="", alignment=alignment or {}
+        teacher_record,
+        student_record,
+        network,
+        objective="",
+        alignment=alignment or {},
+        cohort={"patients": patients} if patients else {},
     )
     record = RunRecord.from_checkpoint({KEY: without_paths(record.to_dict())}, str(folder))
-    facts = CardFacts(record, derived, cancer, elsewhere=True)
+    facts = CardFacts(record, derived, cancer, lists_patients=bool(patients), elsewhere=True)
+    files = {RESULTS: json.dumps({"alignment": record.alignment}, indent=2) + "\n"}
+    if patients:
+        files[PATIENTS] = "".join(f"{entry}\n" for entry in patients)
     written = write_folder(
         folder,
         student.model.state_dict(),
@@ -73,7 +82,7 @@ def publish_elsewhere(
             "teacher": record.teacher.provenance.describe(),
             "origin": record.student.provenance.describe(),
         },
-        files={RESULTS: json.dumps({"alignment": record.alignment}, indent=2) + "\n"},
+        files=files,
     )
     if onnx:
         export_onnx(written)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 from collections.abc import Iterable, Sequence
 
@@ -63,8 +64,18 @@ def hash_patient(name: str) -> str:
 
 def list_patients(names: Iterable[str]) -> list[str]:
     """Lists the hashes of patients, sorted; `UNKNOWN` is last if a name is empty."""
-    hashes = {hash_patient(name) if name else UNKNOWN for name in names}
-    return sorted(hashes, key=lambda entry: (entry == UNKNOWN, entry))
+    return join_patients(hash_patient(name) if name else UNKNOWN for name in names)
+
+
+def join_patients(*lists: Iterable[str]) -> list[str]:
+    """Joins lists of `list_patients` to one.
+
+    Examples:
+        >>> from g2l_plugin.slides.patients import join_patients
+        >>> join_patients(["0a", "unknown"], ["0a", "b1"])
+        ['0a', 'b1', 'unknown']
+    """
+    return sorted({*itertools.chain(*lists)}, key=lambda entry: (entry == UNKNOWN, entry))
 
 
 def is_patient_list(entries: Sequence[str]) -> bool:

@@ -1,6 +1,7 @@
 """A student that other software distilled: described, carded, and ready for the other commands."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -79,6 +80,16 @@ def test_without_tiles_nothing_is_claimed(models, tmp_path):
     text = (published.folder / "README.md").read_text()
     assert "Nothing yet." in text and "comparison below" not in text
     assert published.license.identifier == "apache-2.0"  # as both models
+
+
+def test_the_patients_that_a_model_lists_stay_with_it(models, tmp_path):
+    listed = ["0" * 16, "unknown"]
+    folder = shutil.copytree(models[1], tmp_path / "student")
+    (folder / "patients.txt").write_text("\n".join(listed))
+    student, teacher = (load_encoder(f"local-dir:{model}") for model in (folder, models[0]))
+    published = publish_elsewhere(student, teacher, tmp_path / "described")
+    assert load_encoder(f"local-dir:{published.folder}").training_patients == listed
+    assert "`patients.txt` lists 1 patient," in (published.folder / "README.md").read_text()
 
 
 def test_a_model_is_as_its_teacher_where_it_is_its_teacher(models, tiles):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
 import lightning.pytorch as pl
@@ -26,7 +26,7 @@ from g2l_plugin.runs.record import (
 )
 from g2l_plugin.runs.validation import Alignment
 from g2l_plugin.slides.dataset import TileDataset
-from g2l_plugin.slides.patients import find_barcode, list_patients
+from g2l_plugin.slides.patients import find_barcode, join_patients, list_patients
 
 _LAST_STEP = "g2l_last_step"
 _TILES: dict[Literal["train", "val"], str] = {"train": "g2l_tiles", "val": "g2l_val_tiles"}
@@ -69,6 +69,7 @@ class RunState:
         self.resumed: tuple[str, ...] = ()
         self._resumed_objective: str | None = None
         self._encoders: list[EncoderRecord] = []
+        self._seen_before: list[list[str]] = []
         self._objective = ""
         self._widths: tuple[int, ...] = ()
         self._seconds, self._since = 0.0, time.monotonic()
@@ -96,6 +97,8 @@ class RunState:
                 f"{objective!r}. Resume with its own, or start a new run (RESUME=null)."
             )
         self._encoders = [record_encoder(encoder, view_size) for encoder in encoders]
+        # What a start or a teacher has seen of them, the student has seen too.
+        self._seen_before = [encoder.training_patients for encoder in encoders]
         self._objective, self._widths = objective, tuple(widths)
         self._since = time.monotonic()
         self._cohort = None
@@ -136,7 +139,7 @@ class RunState:
         """The record of the run, from `begin` on."""
         student, teacher, *further = self._encoders
         if self._cohort is None:  # once: ten million images take seconds
-            self._cohort = _describe_cohort(trainer)
+            self._cohort = _describe_cohort(trainer, self._seen_before)
         return RunRecord(
             teacher=teacher,
             student=student,
@@ -237,15 +240,18 @@ def tile_dataset(
     return dataset if isinstance(dataset, TileDataset) else None
 
 
-def _describe_cohort(trainer: pl.Trainer) -> dict[str, Any]:
-    """Counts the tiles that are trained on, and lists the patients, those of validation too."""
+def _describe_cohort(trainer: pl.Trainer, seen_before: Iterable[list[str]]) -> dict[str, Any]:
+    """Counts the tiles that are trained on, and lists the patients that the student has seen.
+
+    They are those of training and validation, and those of its start and its teachers.
+    """
     train = tile_dataset(trainer)
     if train is None:
         return {}
     val = tile_dataset(trainer, "val")
     patients = train.known_patients() | (val.known_patients() if val is not None else set())
     return train.describe_cohort() | {
-        "patients": list_patients(patients),
+        "patients": join_patients(list_patients(patients), *seen_before),
         "patients_public": all(find_barcode(name) for name in patients if name),
     }
 

@@ -78,9 +78,10 @@ def test_the_patients_of_training_and_validation_are_recorded(tmp_path, write_sl
         split[name].setup()
     assert len(split["train"].known_patients()) == 3
     trainer = SimpleNamespace(datamodule=SimpleNamespace(datasets=SimpleNamespace(**split)))
-    cohort = _describe_cohort(trainer)
-    assert cohort["patients"] == sorted(
-        hashlib.sha256(patient.encode()).hexdigest()[:16] for patient in patients
-    )
+    cohort = _describe_cohort(trainer, [])
+    own = sorted(hashlib.sha256(patient.encode()).hexdigest()[:16] for patient in patients)
+    assert cohort["patients"] == own
     assert cohort["patients_public"] and cohort["slides"] == 3
-    assert _describe_cohort(None) == {}
+    of_start = [own[0], "f" * 16, "unknown"]
+    assert _describe_cohort(trainer, [of_start, []])["patients"] == [*own, "f" * 16, "unknown"]
+    assert _describe_cohort(None, []) == {}
