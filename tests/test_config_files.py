@@ -66,12 +66,12 @@ def test_recipes_differ_where_they_say(monkeypatch):
     paper, robust = (load_config(name)["model"]["init_args"] for name in ("g2l", "g2l_robust"))
     assert paper["loss"]["class_path"] == "g2l_plugin.LogSumLoss"
     assert robust["loss"]["class_path"] == "g2l_plugin.MeanSquaredErrorLoss"
-    assert (paper["projector"], robust["projector"]) == ("linear", "rotation")
+    assert (paper["projector"], robust["projector"]) == ("linear", "learned_rotation")
     assert paper["student"]["source"] == robust["student"]["source"] == "hf-hub:histai/hibou-L"
     small = load_config("g2l_small")
     assert small["model"]["init_args"]["student"]["source"] == "scratch:vits14"
     assert small["model"]["init_args"]["student"]["pretrained"] == "False"
-    assert small["model"]["init_args"]["projector"] == "rotation"
+    assert small["model"]["init_args"]["projector"] == "learned_rotation"
     assert small["trainer"]["init_args"]["max_steps"] == "50000"
     assert small["data"]["init_args"]["dataloaders"]["train"]["batch_size"] == "256"
     assert paper["further_teachers"] is None

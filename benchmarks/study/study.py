@@ -48,7 +48,7 @@ _ROBUST = {
     "model.init_args.projector": "rotation",
     "model.init_args.loss": {"class_path": "g2l_plugin.MeanSquaredErrorLoss"},
 }
-"""The recipe for any start, for the quickstart's config."""
+"""The recipe for any start, with a fixed rotation: the rows change one thing of it."""
 
 _TITLES = {
     "KNNBalancedAccuracy": "kNN",
@@ -190,7 +190,7 @@ def compose(
             "g2l_robust" if row.get("robust") and not on_demo else of_pair["config"]
         )
     settings = {"model.init_args.view.init_args.seed": 42}
-    if row.get("robust") and on_demo:
+    if row.get("robust"):
         settings |= _ROBUST
     for path, value in (settings | row.get("settings", {})).items():
         *parents, last = path.split(".")
