@@ -6,11 +6,13 @@ timm versions, which go first on the path, e.g. `REACH_TIMMS="envs/timm-0.9.16 e
 What is not named is skipped.
 """
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import openslide
 import pytest
@@ -20,10 +22,14 @@ from helpers import save_tiny_model
 from PIL import Image
 from sklearn.linear_model import LogisticRegression
 
+from g2l_plugin.embedding.embed_slides import embed_slides
 from g2l_plugin.encoders.load import load_encoder
 from g2l_plugin.metrics.embeddings import Embeddings
 from g2l_plugin.publishing.export.export import PYTHON_TOOLS, export_for
 from g2l_plugin.publishing.export.torchscript import fit_classifier
+from g2l_plugin.slides.proof import prove
+from g2l_plugin.slides.reader import SlideReader
+from g2l_plugin.slides.slide import plan_reads, slide_mpp
 
 TOOLS = Path(__file__).parents[1] / "publishing" / "other_tools.py"
 SLIDES = Path(__file__).with_name("whole_slides.py")
@@ -62,64 +68,140 @@ def test_the_real_tool_takes_the_file(tool, tiny, tmp_path):
 
 
 WHOLE_SLIDES = ("lazyslide", "wsinfer")
+LABELS = np.arange(60) % 3
+VALUES = np.random.default_rng(0).normal(size=(60, 32)).astype(np.float32)
+VALUES[np.arange(60), LABELS] += 3
+"""Embeddings that WSInfer's classifier is fitted on: 32 features, three classes."""
 
 
-@pytest.fixture(scope="module")
-def slide(tmp_path_factory):
-    """Blurred purple noise on white, as a slide of 0.5 um/px."""
+def make_slide(path, mpp=0.5):
+    """Blurred purple noise on white."""
     generator = np.random.default_rng(0)
-    coarse = generator.integers(90, 200, (12, 12, 3), np.uint8)
+    coarse = generator.integers(90, 200, (48, 48, 3), np.uint8)
     coarse[..., 1] //= 2
     tissue = Image.fromarray(coarse).resize((384, 384), Image.Resampling.BICUBIC)
     pixels = np.full((640, 640, 3), 245, np.uint8)
     pixels[128:512, 128:512] = np.asarray(tissue)
-    path = tmp_path_factory.mktemp("slides") / "slide.tiff"
     tifffile.imwrite(
         path,
         pixels,
         tile=(128, 128),
         photometric="rgb",
-        resolution=(2e4, 2e4),
+        resolution=(1e4 / mpp, 1e4 / mpp),
         resolutionunit="CENTIMETER",
     )
     return path
 
 
-@pytest.mark.parametrize("tool", WHOLE_SLIDES)
-def test_the_real_tool_embeds_a_whole_slide(tool, tiny, slide, tmp_path):
+@pytest.fixture(params=["made", "real"])
+def slide(request, tmp_path):
+    """A slide of 0.5 um/px, or a scanner's of 0.499 in JPEG."""
+    if request.param == "made":
+        return make_slide(tmp_path / "made.tiff")
+    return request.getfixturevalue("real_slides") / "CMU-1-Small-Region.svs"
+
+
+def embed_in(tool, folder, slide, work, mpp=0.5, tiles=None):
+    """What a tool finds on a slide: `xy` (N, 2) and `features` (N, D)."""
     if tool not in PYTHONS:
         pytest.skip(f"REACH_PYTHONS names no python with {tool}")
-    folder = tiny[0]
-    labels = np.arange(60) % 3
-    values = np.random.default_rng(0).normal(size=(60, 32)).astype(np.float32)
-    values[np.arange(60), labels] += 3
-    train = Embeddings(values, labels, np.arange(60).astype(str))
+    train = Embeddings(VALUES, LABELS, np.arange(60).astype(str))
 
     def fit(student, encoder):
         return fit_classifier(student, encoder, train, None, ["a", "b", "c"])
 
+    work.mkdir()
     export = export_for(
         f"local-dir:{folder}",
         tool,
-        tmp_path / "out",
-        mpp=0.5,
+        work / "exported",
+        mpp=mpp,
         fit=fit if tool == "wsinfer" else None,
     )
+    out = work / "found.npz"
     subprocess.run(
-        [PYTHONS[tool], SLIDES, tool, export.folder, slide, tmp_path / "found.npz"],
-        env=CLEAN | {"HOME": str(tmp_path)},
+        [PYTHONS[tool], SLIDES, tool, export.folder, slide, out, json.dumps(tiles or {})],
+        env=CLEAN | {"HOME": str(work)},
         check=True,
     )
-    found = np.load(tmp_path / "found.npz")
-    assert len(found["xy"]) > 30
-    with openslide.OpenSlide(str(slide)) as handle:
-        tiles = [np.asarray(handle.read_region(xy, 0, (32, 32)))[..., :3] for xy in found["xy"]]
-    images = torch.from_numpy(np.stack(tiles)).permute(0, 3, 1, 2) / 255
+    return np.load(out)
+
+
+def embed_tiles(folder, tiles):
+    """What `load_encoder` makes of tiles, uint8 (N, 3, H, W)."""
     with torch.inference_mode():
-        expected = load_encoder(f"local-dir:{folder}").eval()(images).numpy()
+        return load_encoder(f"local-dir:{folder}").eval()(torch.from_numpy(tiles) / 255).numpy()
+
+
+def read_tiles(slide, xy, mpp=0.5, direct=True):
+    """What this package reads at corners that a tool chose, uint8 (N, 3, 32, 32)."""
+    with openslide.OpenSlide(slide) as handle:
+        plan = plan_reads(handle, slide, slide_mpp(handle, slide, None), mpp, (32, 32))
+    if direct:
+        plan, problem = prove(slide, plan, xy)
+        assert bool(problem) == (slide.name == "made.tiff"), problem  # its tiles are uncompressed
+    reader = SlideReader([slide], [plan], (32, 32), max_open_slides=1)
+    tiles = np.empty((len(xy), 3, 32, 32), np.uint8)
+    for tile, (x, y) in zip(tiles, xy.tolist(), strict=True):
+        reader.read(0, x, y, tile)
+    return tiles
+
+
+def probabilities(embeddings):
+    """scikit-learn's, of the probe that WSInfer's file has."""
+    return (
+        LogisticRegression(C=32 * 3 / 100, max_iter=1000)
+        .fit(VALUES, LABELS)
+        .predict_proba(embeddings)
+    )
+
+
+@pytest.mark.parametrize("tool", WHOLE_SLIDES)
+def test_the_real_tool_embeds_a_whole_slide(tool, tiny, slide, tmp_path):
+    found = embed_in(tool, tiny[0], slide, tmp_path / "work")
+    with openslide.OpenSlide(slide) as handle:
+        # Where there is no slide, WSInfer has black pixels and this package white ones.
+        inside = (found["xy"] + 32 <= handle.dimensions).all(axis=1)
+    xy, features = found["xy"][inside], found["features"][inside]
+    assert len(xy) > 30
+    expected = embed_tiles(tiny[0], read_tiles(slide, xy))
     if tool == "wsinfer":
-        oracle = LogisticRegression(C=32 * 3 / 100, max_iter=1000).fit(values, labels)
-        expected = oracle.predict_proba(expected)
+        expected = probabilities(expected)
+    else:
+        assert inside.all()
+    assert features.std(axis=0).min() > 0.01  # the tiles differ
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+
+
+def test_lazyslide_gives_the_features_of_g2l_embed(tiny, slide, tmp_path):
+    found = embed_in("lazyslide", tiny[0], slide, tmp_path / "work", tiles={"tissue_key": None})
+    embed_slides(
+        f"local-dir:{tiny[0]}", slide, tmp_path / "ours", tile_size=32, min_sharpness=0, workers=0
+    )
+    with h5py.File(tmp_path / "ours" / f"{slide.stem}.h5") as file:
+        xy, features = file["coords"][:], file["features"][:]
+    assert len(xy) > 30
+    theirs = dict(zip(map(tuple, found["xy"].tolist()), found["features"], strict=True))
+    expected = np.stack([theirs[corner] for corner in map(tuple, xy.tolist())])
+    np.testing.assert_allclose(features, expected, atol=1e-4)
+
+
+def test_lazyslide_leaves_the_resizing_to_the_student(tiny, slide, tmp_path):
+    """Its own is another filter; with tiles of level 0, the exported transform does it."""
+    folder, work = tiny[0], tmp_path / "work"
+    own = embed_in("lazyslide", folder, slide, tmp_path / "own", mpp=1.0)
+    expected = embed_tiles(folder, read_tiles(slide, own["xy"], 1.0, direct=False))
+    assert np.abs(own["features"] - expected).max() > 1e-3
+    left = embed_in("lazyslide", folder, slide, work, tiles={"tile_px": 64, "mpp": None})
+    assert len(left["xy"]) > 8
+    expected = embed_tiles(folder, read_tiles(slide, left["xy"], 1.0, direct=False))
+    np.testing.assert_allclose(left["features"], expected, atol=1e-4)
+
+
+def test_lazyslide_takes_a_slide_a_little_coarser_than_the_student(tiny, tmp_path):
+    slide = make_slide(tmp_path / "made.tiff", mpp=0.504)
+    found = embed_in("lazyslide", tiny[0], slide, tmp_path / "work", tiles={"slide_mpp": 0.5})
+    expected = embed_tiles(tiny[0], read_tiles(slide, found["xy"]))
     np.testing.assert_allclose(found["features"], expected, atol=1e-4)
 
 
