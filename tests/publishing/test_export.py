@@ -26,6 +26,7 @@ from g2l_plugin.metrics.embeddings import Embeddings
 from g2l_plugin.publishing.export.export import PYTHON_TOOLS, export_for
 from g2l_plugin.publishing.export.student import load_student
 from g2l_plugin.publishing.export.torchscript import fit_classifier, write_torchscript
+from g2l_plugin.slides.slide import as_tile
 
 TOOLS = Path(__file__).with_name("other_tools.py")
 
@@ -122,6 +123,10 @@ def test_wsinfer_gives_the_probabilities_of_the_probe(classes, tiny, tmp_path):
         getattr(transforms, step["name"])(**(step.get("arguments") or {}))
         for step in config["transform"]
     ]
+    # A tile of a finer slide is resized as a slide's reader does, to within a grey level.
+    finer = np.random.default_rng(0).integers(0, 256, (50, 50, 3), np.uint8)
+    resized = np.asarray(steps[0](Image.fromarray(finer)), int)
+    assert np.abs(resized - as_tile(finer, (32, 32)).transpose(1, 2, 0)).max() <= 1
     model = torch.jit.load(tmp_path / "out" / "torchscript_model.pt").eval()
     with torch.no_grad():
         logits = model(transforms.Compose(steps)(tile)[None])

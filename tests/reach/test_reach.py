@@ -198,6 +198,17 @@ def test_lazyslide_leaves_the_resizing_to_the_student(tiny, slide, tmp_path):
     np.testing.assert_allclose(left["features"], expected, atol=1e-4)
 
 
+def test_wsinfer_resizes_with_the_filter_of_the_reader(tiny, slide, tmp_path):
+    """To 1e-3, since Pillow and torch round differently; bilinear would be 0.003 off."""
+    found = embed_in("wsinfer", tiny[0], slide, tmp_path / "work", mpp=1.0)
+    with openslide.OpenSlide(slide) as handle:
+        inside = (found["xy"] + 65 <= handle.dimensions).all(axis=1)
+    xy = found["xy"][inside]
+    assert len(xy) > 8
+    expected = probabilities(embed_tiles(tiny[0], read_tiles(slide, xy, 1.0, direct=False)))
+    np.testing.assert_allclose(found["features"][inside], expected, atol=1e-3)
+
+
 def test_lazyslide_takes_a_slide_a_little_coarser_than_the_student(tiny, tmp_path):
     slide = make_slide(tmp_path / "made.tiff", mpp=0.504)
     found = embed_in("lazyslide", tiny[0], slide, tmp_path / "work", tiles={"slide_mpp": 0.5})

@@ -21,6 +21,10 @@ from g2l_plugin.publishing.export.student import Student
 TOLERANCE = 1e-4
 """Largest accepted absolute difference between outputs of TorchScript and of PyTorch in float32."""
 
+_BICUBIC = 3
+"""As Pillow numbers it. Slides are read with this filter (`as_tile`), and WSInfer's default is
+bilinear. QuPath takes the size only."""
+
 _BATCHES = (1, 3)
 """Sizes of the compared batches; the traced one has 2."""
 
@@ -161,7 +165,7 @@ def wsinfer_config(student: Student, classes: list[str]) -> dict[str, Any]:
         "patch_size_pixels": student.size,
         "spacing_um_px": student.mpp,
         "transform": [
-            {"name": "Resize", "arguments": {"size": student.size}},
+            {"name": "Resize", "arguments": {"size": student.size, "interpolation": _BICUBIC}},
             {"name": "ToTensor"},
             {"name": "Normalize", "arguments": {"mean": student.mean, "std": student.std}},
         ],
