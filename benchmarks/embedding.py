@@ -5,7 +5,8 @@
   model once a batch is full.
 - model alone: the limit. The same batches of tiles, in memory.
 - LazySlide (`--lazyslide PYTHON`, the Python of its environment): its `feature_extraction` with the
-  model as `g2l export` writes it, on the tiles that it finds, in batches of 32 on one thread.
+  model as `g2l export` writes it, on the tiles that it finds, in one process and on one thread, as
+  the others are with `--workers 0` and OMP_NUM_THREADS=1.
 
 All but LazySlide embed the same tiles of one slide with the same model and batches, and take turns,
 a whole slide each. Ratios are taken within a round, because a machine's speed changes, and reported
@@ -15,6 +16,7 @@ Run: python benchmarks/embedding.py --slides DIR [--lazyslide envs/lazyslide/bin
 """
 
 import argparse
+import json
 import os
 import statistics
 import subprocess
@@ -79,10 +81,13 @@ def time_tiles(embed: Callable[[], np.ndarray]) -> float:
     return n_tiles / (time.perf_counter() - start)
 
 
-def time_lazyslide(python: str, exported: Path, slide: Path, folder: Path) -> float:
-    """Tiles per second of LazySlide, by its own clock."""
-    out = folder / "lazyslide.npz"
-    subprocess.run([python, _IN_OTHER_TOOLS, "lazyslide", exported, slide, out], check=True)
+def time_lazyslide(
+    python: str, exported: Path, slide: Path, folder: Path, batch_size: int
+) -> float:
+    """Tiles per second of LazySlide, once it has embedded the slide before."""
+    out, options = folder / "lazyslide.npz", json.dumps({"batch_size": batch_size})
+    command = [python, _IN_OTHER_TOOLS, "lazyslide", exported, slide, out, options]
+    subprocess.run(command, check=True)
     found = np.load(out)
     return len(found["features"]) / float(found["seconds"])
 
@@ -130,7 +135,7 @@ def main() -> None:
         if options.lazyslide:
             exported = export_for(source.source, "lazyslide", folder / "exported", mpp=0.5).folder
             ways["LazySlide"] = lambda: time_lazyslide(
-                options.lazyslide, exported, slides[0], folder
+                options.lazyslide, exported, slides[0], folder, options.batch_size
             )
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for round_number in range(options.rounds + 1):
@@ -143,12 +148,13 @@ def main() -> None:
         title=f"Tiles/s, {len(slide.xy):,} tiles of {slides[0].name} ({reader}), {options.model}, "
         f"{options.workers} workers, {options.rounds} rounds"
     )
-    for column in ("way", "median", "min to max", "of plain", "of model alone"):
+    others = [name for name in ("plain", "model alone", "LazySlide") if name in rates]
+    for column in ("way", "median", "min to max", *(f"of {name}" for name in others)):
         table.add_column(column, justify="left" if column == "way" else "right")
     for name, values in rates.items():
         ratios = [
             statistics.median(a / b for a, b in zip(values, rates[other], strict=True))
-            for other in ("plain", "model alone")
+            for other in others
         ]
         table.add_row(
             name,
