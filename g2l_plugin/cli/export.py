@@ -102,13 +102,12 @@ def _tiles(source: str | None) -> ExampleTiles:
     from g2l_plugin.evaluation.invariance import fit_tile
     from g2l_plugin.publishing.export.precision import ExampleTiles
     from g2l_plugin.slides.image_set import find_images
-    from g2l_plugin.slides.image_source import WholeImages
+    from g2l_plugin.slides.image_source import WholeImages, spread_evenly
 
     if source is None:
         return ExampleTiles(_demo_tiles, "the demo cohort")
     images = WholeImages(find_images(source))
-    n = min(_N_TILES, len(images))
-    numbers = [place * len(images) // n for place in range(n)]
+    numbers = spread_evenly(len(images), _N_TILES)
     return ExampleTiles(
         lambda size: torch.stack([fit_tile(images[number], size) for number in numbers]),
         Path(source).resolve().name,

@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace) -> None:
 
     from g2l_plugin.encoders.load import load_encoder
     from g2l_plugin.errors import UserError
-    from g2l_plugin.evaluation.invariance import DEFAULT_SIZE, embed_changed
+    from g2l_plugin.evaluation.invariance import embed_changed
     from g2l_plugin.files import write_text
     from g2l_plugin.metrics.invariance import measure_invariance
     from g2l_plugin.metrics.neighbours import choose_device
@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> None:
     rows: list[dict[str, Any]] = []
     for model, source in sources.items():
         encoder = load_encoder(source).to(choose_device("auto"))
-        size = (encoder.input_size or (DEFAULT_SIZE,))[0]
+        size = encoder.usual_size
         embeddings = embed_changed(
             encoder, tiles, size, options.batch_size, options.seed, f"Invariance of {model}"
         )
@@ -91,8 +91,9 @@ class _Spread:
     """At most n tiles of a dataset, evenly spread over it, as images alone."""
 
     def __init__(self, tiles: Any, n: int) -> None:
-        n = min(n, len(tiles))
-        self._tiles, self._numbers = tiles, [place * len(tiles) // n for place in range(n)]
+        from g2l_plugin.slides.image_source import spread_evenly
+
+        self._tiles, self._numbers = tiles, spread_evenly(len(tiles), n)
 
     def __len__(self) -> int:
         return len(self._numbers)

@@ -51,7 +51,6 @@ def _run(options: argparse.Namespace) -> None:
 
     from g2l_plugin.benchmark.models import load_as_eva, name_sources
     from g2l_plugin.errors import UserError
-    from g2l_plugin.evaluation.invariance import DEFAULT_SIZE
     from g2l_plugin.evaluation.speed import name_device
     from g2l_plugin.evaluation.speed_in_turns import time_in_turns
     from g2l_plugin.files import write_text
@@ -68,7 +67,7 @@ def _run(options: argparse.Namespace) -> None:
         torch.set_num_threads(options.threads)
     device = choose_device(options.device)
     encoders = {label: load_as_eva(source).eval().to(device) for label, source in sources.items()}
-    sizes = {name: (own.input_size or (DEFAULT_SIZE,))[0] for name, own in encoders.items()}
+    sizes = {name: own.usual_size for name, own in encoders.items()}
     precision = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}.get(options.precision)
     timed, product = time_in_turns(
         encoders, sizes, options.batch_sizes, options.rounds, precision or torch.float32

@@ -61,6 +61,8 @@ class Provenance:
         return f"{self.source}{revision}: {self.file or 'tensors'} sha256 {self.sha256}"
 
 
+_USUAL_SIZE = 224
+
 _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
 
 
@@ -124,6 +126,11 @@ class Encoder(nn.Module):
         for name, values in (("mean", mean), ("std", std)):
             buffer = torch.tensor(values, device="cpu").view(1, 3, 1, 1)
             self.register_buffer(name, buffer, persistent=False)
+
+    @property
+    def usual_size(self) -> int:
+        """Side of the images that it was trained for, in pixels; 224 if it does not say."""
+        return self.input_size[0] if self.input_size else _USUAL_SIZE
 
     @property
     def training_patients(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,11 @@ from tqdm import tqdm
 
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.errors import UserError
-from g2l_plugin.evaluation.invariance import DEFAULT_SIZE, fit_tile
-from g2l_plugin.metrics.alignment import effective_rank, shared_neighbours, unbiased_cka
+from g2l_plugin.evaluation.invariance import fit_tile
+from g2l_plugin.metrics.alignment import effective_rank
+from g2l_plugin.runs.validation import compare_embeddings
 from g2l_plugin.slides.image_set import ImageSet
-from g2l_plugin.slides.image_source import WholeImages
+from g2l_plugin.slides.image_source import WholeImages, spread_evenly
 
 _MIN_IMAGES = 20
 """Fewer say nothing about neighbours: each tile is compared with its 10 nearest."""
@@ -38,34 +40,27 @@ def compare_on_images(
         batch_size: Images per batch.
 
     Returns:
-        `val/cka` (unbiased, linear), `val/shared_neighbours` (recall@10), their intervals if the
-        images have patients, `val/effective_rank` of the student, `tiles` and `patients`.
+        `val/cka` (unbiased, linear), `val/shared_neighbours` (recall@10), their intervals for
+        five patients or more, `val/effective_rank` of the student, `tiles` and `patients`.
 
     Raises:
         UserError: There are fewer than 20 images, or one cannot be read.
     """
-    n = min(max_images, len(images))
-    if n < _MIN_IMAGES:
+    numbers = spread_evenly(len(images), max_images)
+    if (n := len(numbers)) < _MIN_IMAGES:
         raise UserError(f"{len(images)} images are too few to compare. Give at least 20.")
-    numbers = [place * len(images) // n for place in range(n)]
     tiles: Any = WholeImages(images)
     parts: dict[Encoder, list[torch.Tensor]] = {student.eval(): [], teacher.eval(): []}
     for start in tqdm(range(0, n, batch_size), "Comparing", unit="batch", leave=False):
         read = [tiles[number] for number in numbers[start : start + batch_size]]
         for encoder, embeddings in parts.items():
-            size = (encoder.input_size or (DEFAULT_SIZE,))[0]
-            batch = torch.stack([fit_tile(tile, size) for tile in read])  # (B, 3, size, size)
+            batch = torch.stack([fit_tile(tile, encoder.usual_size) for tile in read])
             embeddings.append(encoder(batch.to(encoder.mean.device)).float().cpu())
     x, y = (torch.cat(embeddings) for embeddings in parts.values())  # (n, D_s), (n, D_t)
     patients = images.table["patient"].to_numpy()[numbers]
     known = patients if len({*patients} - {""}) > 1 and "" not in patients else None
-    values = {"val/effective_rank": effective_rank(x), "tiles": float(n)}
-    if known is not None:
-        values["patients"] = float(len(np.unique(known)))
-    for name, compare in (("cka", unbiased_cka), ("shared_neighbours", shared_neighbours)):
-        estimate = compare(x, y, known)
-        low, high = estimate.interval()
-        values |= {f"val/{name}": estimate.value}
-        if known is not None:
-            values |= {f"val/{name}_low": low, f"val/{name}_high": high}
-    return values
+    values = compare_embeddings(x, y, known).values | {"val/effective_rank": effective_rank(x)}
+    # As a run records it: an interval of too few patients is none.
+    values = {name: value for name, value in values.items() if math.isfinite(value)}
+    values["tiles"] = n
+    return values if known is None else values | {"patients": len(np.unique(known))}

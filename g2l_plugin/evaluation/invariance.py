@@ -14,9 +14,6 @@ from tqdm import tqdm
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.slides.stain import StainChange
 
-DEFAULT_SIZE = 224
-"""Side of the images, in pixels, of an encoder that does not say for which it was trained."""
-
 STAIN_SIGMA = 0.2
 """Largest change of a stain: s becomes a·s + b, with a in 1 ± sigma and b in ± sigma / 4 (optical
 density to base e)."""

@@ -47,18 +47,37 @@ def measure_alignment(
         patients: Patient of each tile, (N,); None if unknown.
     """
     values = {"val/effective_rank": effective_rank(student)}
-    estimates = {}
+    estimates: dict[str, Estimate] = {}
     for number, (teacher, pair) in enumerate(zip(teachers, projected, strict=True)):
         suffix = f"/teacher_{number + 1}" if number else ""
-        for name, compare in (("cka", unbiased_cka), ("shared_neighbours", shared_neighbours)):
-            estimate = compare(student, teacher, patients)
-            low, high = estimate.interval()
-            estimates[f"val/{name}{suffix}"] = estimate
-            values |= {
-                f"val/{name}{suffix}": estimate.value,
-                f"val/{name}_low{suffix}": low,
-                f"val/{name}_high{suffix}": high,
-            }
+        found = compare_embeddings(student, teacher, patients, suffix)
+        values |= found.values
+        estimates |= found.estimates
         values[f"val/cosine{suffix}"] = torch.cosine_similarity(*pair, dim=-1).mean().item()
         values[f"val/effective_rank_teacher{suffix}"] = effective_rank(teacher)
+    return Alignment(values, estimates)
+
+
+def compare_embeddings(
+    student: torch.Tensor, teacher: torch.Tensor, patients: np.ndarray | None, suffix: str = ""
+) -> Alignment:
+    """Compares embeddings of the same tiles by CKA and shared neighbours, with intervals.
+
+    Args:
+        student: Student embeddings (N, D_s).
+        teacher: Teacher embeddings (N, D_t).
+        patients: Patient of each tile, (N,); None if unknown.
+        suffix: End of the names of a further teacher.
+    """
+    values: dict[str, float] = {}
+    estimates = {}
+    for name, compare in (("cka", unbiased_cka), ("shared_neighbours", shared_neighbours)):
+        estimate = compare(student, teacher, patients)
+        low, high = estimate.interval()
+        estimates[f"val/{name}{suffix}"] = estimate
+        values |= {
+            f"val/{name}{suffix}": estimate.value,
+            f"val/{name}_low{suffix}": low,
+            f"val/{name}_high{suffix}": high,
+        }
     return Alignment(values, estimates)

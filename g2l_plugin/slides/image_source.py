@@ -60,6 +60,18 @@ def measure_images(images: ImageSet) -> np.ndarray:
     return sizes
 
 
+def spread_evenly(n_images: int, at_most: int) -> list[int]:
+    """Numbers of at most so many images, evenly spread over all.
+
+    Examples:
+        >>> from g2l_plugin.slides.image_source import spread_evenly
+        >>> spread_evenly(10, 4), spread_evenly(2, 4)
+        ([0, 2, 5, 7], [0, 1])
+    """
+    n = min(at_most, n_images)
+    return [place * n_images // n for place in range(n)]
+
+
 class WholeImages:
     """Images as they are, each of its own size: uint8 RGB (3, height, width).
 

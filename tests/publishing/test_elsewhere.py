@@ -106,7 +106,7 @@ def test_images_are_evenly_spread(models, tiles):
     images = find_images(tiles / "manifest.csv")
     values = compare_on_images(student, teacher, images, max_images=20)
     assert (values["tiles"], values["patients"]) == (20, 4)  # every second one
-    assert values["val/cka_low"] != values["val/cka_low"]  # four patients give no interval
+    assert "val/cka_low" not in values  # four patients give no interval
 
 
 def test_too_few_images_are_refused(models, tiles, tmp_path):
