@@ -118,7 +118,8 @@ def _run(options: argparse.Namespace) -> None:
         return
     if options.scheduler and todo:
         output.mkdir(parents=True, exist_ok=True)
-        needs = [Path.cwd(), output, options.data.absolute(), *{job.task.config for job in todo}]
+        data = {Path(job.variables["DATA_ROOT"]).absolute() for job in todo}
+        needs = [Path.cwd(), output, *data, *{job.task.config for job in todo}]
         failures = run_jobs_on_cluster(todo, options.scheduler, needs)
     else:
         failures = run_jobs(todo, functools.partial(run_eva, eva=eva))

@@ -118,7 +118,7 @@ def _publish_elsewhere(options: argparse.Namespace) -> Published:
         student,
         teacher,
         options.output,
-        alignment=compare_on_images(student, teacher, images) if images else None,
+        compare=(lambda: compare_on_images(student, teacher, images)) if images else None,
         cancer=options.cancer,
         license=options.license,
         onnx=options.onnx,

@@ -185,7 +185,7 @@ def write_folder(
             written or holds other files. Nothing is left behind.
     """
     folder = folder.expanduser()
-    _check_replaceable(folder)
+    check_replaceable(folder)
     _check_finite(state)
     if license:
         config = config | {"pretrained_cfg": config["pretrained_cfg"] | {"license": license}}
@@ -247,7 +247,7 @@ def _explain_write_errors(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def _check_replaceable(folder: Path) -> None:
+def check_replaceable(folder: Path) -> None:
     """Raises a `UserError` if a folder holds files but no published model."""
     if folder.is_dir() and any(folder.iterdir()) and not (folder / WEIGHTS).is_file():
         raise UserError(

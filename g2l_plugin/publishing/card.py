@@ -94,12 +94,12 @@ def _metadata(facts: CardFacts) -> ModelCardData:
     start = facts.record.student.provenance
     teachers = [teacher.provenance.source for teacher in facts.record.teachers]
     from_hub = start.pretrained and start.source.startswith("hf-hub:")
-    dataset = "tiles" if facts.elsewhere else "held-out tiles"
+    tiles = "tiles" if facts.elsewhere else "held-out tiles of the training cohort"
     results = [
         EvalResult(
             task_type="image-feature-extraction",
-            dataset_type=dataset.lower().replace(" ", "-"),
-            dataset_name=f"{dataset} of the training cohort" if not facts.elsewhere else dataset,
+            dataset_type="tiles" if facts.elsewhere else "held-out-tiles",
+            dataset_name=tiles,
             metric_type=name.removeprefix("val/"),
             metric_value=round(facts.record.alignment[name], 6),
             metric_name=label,

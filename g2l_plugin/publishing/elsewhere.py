@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import json
+from collections.abc import Callable
 from pathlib import Path
 
 from g2l_plugin.encoders.encoder import Encoder
-from g2l_plugin.encoders.folder import PATIENTS, README, RESULTS, write_folder
+from g2l_plugin.encoders.folder import check_replaceable
 from g2l_plugin.encoders.timm_network import timm_config
-from g2l_plugin.files import write_text
-from g2l_plugin.publishing.card import CardFacts, render_card
-from g2l_plugin.publishing.licenses import check_license, license_of
-from g2l_plugin.publishing.onnx_export import export_onnx
+from g2l_plugin.publishing.card import CardFacts
+from g2l_plugin.publishing.licenses import choose_license
 from g2l_plugin.publishing.paths import without_paths
-from g2l_plugin.publishing.publish import Published
+from g2l_plugin.publishing.publish import Published, write_published
 from g2l_plugin.runs.record import KEY, RunRecord, record_encoder
-
-_USUAL_SIZE = 224
-"""Side of the images, in pixels, on which FLOPs are counted of an encoder that names no size."""
 
 
 def publish_elsewhere(
@@ -26,7 +20,7 @@ def publish_elsewhere(
     teacher: Encoder,
     folder: Path,
     *,
-    alignment: dict[str, float] | None = None,
+    compare: Callable[[], dict[str, float]] | None = None,
     cancer: str | None = None,
     license: str | None = None,
     onnx: bool = False,
@@ -40,51 +34,37 @@ def publish_elsewhere(
         student: The student; timm must be able to build its network.
         teacher: The teacher that the publisher names.
         folder: The folder to write.
-        alignment: How it compares with the teacher, from `compare_on_images`; None if unmeasured.
+        compare: Compares it with the teacher (`compare_on_images`), once all else is found to be in
+            order; None measures nothing.
         cancer: The cancer that it is for; None if none is named.
         license: Licence identifier; None derives it from the student's and the teacher's.
         onnx: Whether to write model.onnx too, which needs the extra `onnx`.
 
     Raises:
-        UserError: timm cannot build the network, or the Hub knows no such licence.
+        UserError: timm cannot build the network, the Hub knows no such licence, or the folder holds
+            other files.
     """
-    if license:
-        check_license(license)
+    check_replaceable(folder.expanduser())
     network = timm_config(student)
-    derived = license_of([("teacher", teacher.provenance), ("model", student.provenance)])
-    if license:
-        derived = dataclasses.replace(derived, identifier=license)
-    teacher_record, student_record = (
-        record_encoder(encoder, (encoder.input_size or (_USUAL_SIZE,))[0])
-        for encoder in (teacher, student)
+    named = choose_license(
+        [("teacher", teacher.provenance), ("model", student.provenance)], license
     )
     patients = student.training_patients
     record = RunRecord(
-        teacher_record,
-        student_record,
-        network,
+        teacher=record_encoder(teacher, teacher.usual_size),
+        student=record_encoder(student, student.usual_size),
+        network=network,
         objective="",
-        alignment=alignment or {},
+        alignment=compare() if compare else {},
         cohort={"patients": patients} if patients else {},
     )
     record = RunRecord.from_checkpoint({KEY: without_paths(record.to_dict())}, str(folder))
-    facts = CardFacts(record, derived, cancer, lists_patients=bool(patients), elsewhere=True)
-    files = {RESULTS: json.dumps({"alignment": record.alignment}, indent=2) + "\n"}
-    if patients:
-        files[PATIENTS] = "".join(f"{entry}\n" for entry in patients)
-    written = write_folder(
+    return write_published(
         folder,
         student.model.state_dict(),
-        network,
-        card=render_card(facts),
-        license=derived.identifier,
-        metadata={
-            "teacher": record.teacher.provenance.describe(),
-            "origin": record.student.provenance.describe(),
-        },
-        files=files,
+        CardFacts(record, named, cancer, elsewhere=True),
+        metadata={"origin": record.student.provenance.describe()},
+        results={"alignment": record.alignment},
+        patients=patients,
+        onnx=onnx,
     )
-    if onnx:
-        export_onnx(written)
-        write_text(written / README, render_card(dataclasses.replace(facts, has_onnx=True)))
-    return Published(written, record, derived)

@@ -60,6 +60,22 @@ class StudentLicense:
     restrictions: tuple[str, ...] = ()
 
 
+def choose_license(origins: Iterable[tuple[str, Provenance]], named: str | None) -> StudentLicense:
+    """The licence that a publisher names, with the restrictions that follow from the origins.
+
+    Args:
+        origins: See `license_of`.
+        named: Identifier; None derives it.
+
+    Raises:
+        UserError: The Hub knows no such licence.
+    """
+    if named:
+        check_license(named)
+    derived = license_of(origins)
+    return dataclasses.replace(derived, identifier=named) if named else derived
+
+
 def license_of(origins: Iterable[tuple[str, Provenance]]) -> StudentLicense:
     """Derives the licence of weights that were made from other weights.
 

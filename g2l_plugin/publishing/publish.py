@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shlex
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from loguru import logger
 
@@ -16,7 +18,7 @@ from g2l_plugin.encoders.weights import WEIGHTS
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import write_text
 from g2l_plugin.publishing.card import CardFacts, render_card
-from g2l_plugin.publishing.licenses import StudentLicense, check_license, license_of
+from g2l_plugin.publishing.licenses import StudentLicense, check_license, choose_license
 from g2l_plugin.publishing.onnx_export import export_onnx
 from g2l_plugin.publishing.paths import without_paths
 from g2l_plugin.publishing.upload import UploadOptions, upload_student
@@ -146,47 +148,77 @@ def publish_run(
     record = RunRecord.from_checkpoint({KEY: without_paths(record.to_dict())}, str(path))
     config = without_paths(_read_yaml(run_folder / CONFIG))
     evaluation = without_paths(_read_json(run_folder / EVALUATION))
-    student_license = license_of(
+    student_license = choose_license(
         [
             *(("teacher", teacher.provenance) for teacher in record.teachers),
             ("start", record.student.provenance),
-        ]
+        ],
+        license,
     )
-    if license:
-        student_license = dataclasses.replace(student_license, identifier=license)
     if cancer is None and config is not None:
         cancer = find_cancer(config)
     listed = _patients_to_list(record.cohort, patients)
-    facts = CardFacts(record, student_license, cancer, config, evaluation, bool(listed))
+    facts = CardFacts(record, student_license, cancer, config, evaluation)
     results = {
         "start": record.start,
         "alignment": record.alignment,
         "change": record.change,
         "evaluation": evaluation,
     }
-    files = {RESULTS: json.dumps(results, indent=2) + "\n"}
-    if listed:
-        files[PATIENTS] = "".join(f"{entry}\n" for entry in listed)
-    if config is not None:
-        files[TRAINING_CONFIG] = yaml.dump(config, sort_keys=False)
-    written = write_folder(
+    return write_published(
         folder or run_folder / STUDENT,
         student_weights(checkpoint),
+        facts,
+        metadata={"start": record.student.provenance.describe(), "step": str(record.step)},
+        results=results,
+        patients=listed,
+        onnx=onnx,
+    )
+
+
+def write_published(
+    folder: Path,
+    state: Mapping[str, torch.Tensor],
+    facts: CardFacts,
+    *,
+    metadata: dict[str, str],
+    results: dict[str, Any],
+    patients: Sequence[str],
+    onnx: bool,
+) -> Published:
+    """Writes a folder with weights, card, results, and whatever else is known.
+
+    Args:
+        folder: The folder to write.
+        state: The student's state dict.
+        facts: What the card says; whether there are patients.txt and model.onnx follows from here.
+        metadata: Notes on the weights beside the teachers, for config.json.
+        results: The content of results.json.
+        patients: Hashed patients to list; empty lists none.
+        onnx: Whether to write model.onnx too.
+    """
+    record = facts.record
+    facts = dataclasses.replace(facts, lists_patients=bool(patients))
+    files = {RESULTS: json.dumps(results, indent=2) + "\n"}
+    if patients:
+        files[PATIENTS] = "".join(f"{entry}\n" for entry in patients)
+    if facts.config is not None:
+        files[TRAINING_CONFIG] = yaml.dump(facts.config, sort_keys=False)
+    teachers = "; ".join(teacher.provenance.describe() for teacher in record.teachers)
+    written = write_folder(
+        folder,
+        state,
         record.network,
         card=render_card(facts),
-        license=student_license.identifier,
-        metadata={
-            "teacher": "; ".join(teacher.provenance.describe() for teacher in record.teachers),
-            "start": record.student.provenance.describe(),
-            "step": str(record.step),
-        },
+        license=facts.license.identifier,
+        metadata={"teacher": teachers} | metadata,
         files=files,
     )
     if onnx:
         export_onnx(written)
         # Only now, so that no card names a graph that could not be written.
         write_text(written / README, render_card(dataclasses.replace(facts, has_onnx=True)))
-    return Published(written, record, student_license)
+    return Published(written, record, facts.license)
 
 
 def upload_published(published: Published, options: UploadOptions, dry_run: bool = False) -> str:
