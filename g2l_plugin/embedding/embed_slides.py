@@ -149,6 +149,8 @@ def embed_slides(
         reader=reader,
     )
     folder = Path(output).expanduser()
+    source = EncoderSource(find_source(model)) if isinstance(model, str) else model
+    table = folder / (part_table(shard) if shard else TABLE)
     if scheduler is not None:
         with locked(folder / ".lock"):
             index = given.index(folder / "index", None, workers, scheduler)
@@ -161,20 +163,16 @@ def embed_slides(
             "batch_size": batch_size,
             "workers": workers,
         }
-        source = EncoderSource(find_source(model)) if isinstance(model, str) else model
         rows = embed_on_cluster(embed_slides, index, given.root, source, folder, scheduler, how)
-        write_table(folder / TABLE, rows)
-        check_losses(rows, max_lost, folder / TABLE)
-        return rows
-    network = TileModel(model, given.grid, precision, accelerator)
-    settings = Settings(**network.settings(), layout=layout, dtype=dtype)
-    refuse_others(folder, settings, network.source)
-    with locked(folder / ".lock", shard and shard[0]):
-        index = given.index(folder / "index", shard, workers)
-        check_names(read_cohort(index.folder / "cohort.csv"))
-        readers = min(usable_cpus(), _MAX_WORKERS) if workers is None else workers
-        rows = _embed_index(index, folder, network, settings, batch_size, readers)
-    table = folder / (part_table(shard) if shard else TABLE)
+    else:
+        network = TileModel(source, given.grid, precision, accelerator)
+        settings = Settings(**network.settings(), layout=layout, dtype=dtype)
+        refuse_others(folder, settings, network.source)
+        with locked(folder / ".lock", shard and shard[0]):
+            index = given.index(folder / "index", shard, workers)
+            check_names(read_cohort(index.folder / "cohort.csv"))
+            readers = min(usable_cpus(), _MAX_WORKERS) if workers is None else workers
+            rows = _embed_index(index, folder, network, settings, batch_size, readers)
     write_table(table, rows)
     check_losses(rows, max_lost, table)
     return rows

@@ -10,7 +10,6 @@ from torchvision.transforms.v2 import functional
 
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.errors import UserError
-from g2l_plugin.runs.model_names import find_source
 from g2l_plugin.slides.tile_grid import TileGrid
 from g2l_plugin.transfer import to_device
 
@@ -31,12 +30,12 @@ class TileModel:
     """
 
     def __init__(
-        self, model: str | EncoderSource, grid: TileGrid, precision: str, accelerator: str
+        self, model: EncoderSource, grid: TileGrid, precision: str, accelerator: str
     ) -> None:
         """Loads the model.
 
         Args:
-            model: What people call it, or its source with settings.
+            model: Its source with settings.
             grid: The tiles, which are square.
             precision: One of `PRECISIONS`.
             accelerator: One of `ACCELERATORS`.
@@ -49,8 +48,6 @@ class TileModel:
                 f"`precision` (--precision) is {precision!r}. Expected {' or '.join(PRECISIONS)}."
             )
         self._device = _find_device(accelerator)
-        if isinstance(model, str):
-            model = EncoderSource(find_source(model))
         encoder = model.load()
         self.source = model.source
         if encoder.provenance.sha256 is None:

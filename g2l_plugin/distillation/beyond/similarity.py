@@ -57,11 +57,11 @@ class SimilarityKLLoss(DistillationLoss):
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
         student = functional.normalize(student, dim=-1)  # (B, D)
         teacher = functional.normalize(teacher, dim=-1).detach()  # (B, D)
-        anchors = self.queue if self.queue.numel() else teacher  # (Q, D)
+        earlier = self.queue if self.queue.numel() else teacher[:0]  # (Q, D)
+        anchors = earlier if len(earlier) else teacher  # of the first batch its own
         target = functional.log_softmax(teacher @ anchors.T / self.teacher_temperature, dim=-1)
         log_prob = functional.log_softmax(student @ anchors.T / self.student_temperature, dim=-1)
         if self.training:
-            newest = torch.cat([teacher, anchors]) if self.queue.numel() else teacher
-            self.queue = newest[: self.queue_size]
+            self.queue = torch.cat([teacher, earlier])[: self.queue_size]
         # (B, Q), (B, Q) -> ()
         return functional.kl_div(log_prob, target, reduction="batchmean", log_target=True)
