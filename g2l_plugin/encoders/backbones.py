@@ -8,7 +8,7 @@ from typing import Any
 from loguru import logger
 from torch import nn
 
-from g2l_plugin.encoders.folder import is_vision_transformer, load_folder, read_patients
+from g2l_plugin.encoders.folder import is_vision_transformer, load_folder
 from g2l_plugin.encoders.known import find_known
 from g2l_plugin.encoders.load import own_normalization
 from g2l_plugin.encoders.locate import locate_folder, split_revision
@@ -60,7 +60,6 @@ def student(
     name = f"{source}@{commit}" if commit else source
     mean, std = (list(values or ()) for values in own_normalization(model, source))
     model.source = name  # type: ignore[assignment]  # named in eva's results
-    model.training_patients = read_patients(folder)  # type: ignore[assignment]
     logger.info(
         f"Loaded {name}: {WEIGHTS} sha256 {sha256[:12]}. It expects "
         f"NORMALIZE_MEAN={mean or 'unknown'} NORMALIZE_STD={std or 'unknown'}"

@@ -57,9 +57,27 @@ def load_folder(
         dtype: Precision of the weights.
         remote_code: Whether Python code in the folder may run.
 
+    Returns:
+        The network. Its `training_patients` are those that `read_patients` finds; None for random
+        weights.
+
     Raises:
         UserError: No model can be built from the folder, or its weights do not fit its config.json.
     """
+    network = _build(folder, source, pretrained, model_kwargs, dtype, remote_code)
+    patients = read_patients(folder) if pretrained else None
+    network.training_patients = patients  # type: ignore[assignment]
+    return network
+
+
+def _build(
+    folder: Path,
+    source: str,
+    pretrained: bool,
+    model_kwargs: dict[str, Any],
+    dtype: torch.dtype,
+    remote_code: bool,
+) -> nn.Module:
     config = _read_json(folder / CONFIG, source)
     for name in ("model_args", "pretrained_cfg"):
         if not isinstance(config.get(name, {}), dict):

@@ -14,7 +14,7 @@ from loguru import logger
 from torch import nn
 
 from g2l_plugin.encoders.encoder import Encoder, Output, Provenance
-from g2l_plugin.encoders.folder import load_folder, read_patients
+from g2l_plugin.encoders.folder import load_folder
 from g2l_plugin.encoders.hub_errors import explain_hub_errors
 from g2l_plugin.encoders.known import KnownEncoder, find_known
 from g2l_plugin.encoders.locate import locate_folder, locate_timm_weights, split_revision
@@ -212,10 +212,7 @@ def _load(
                 dtype=dtype,
                 remote_code=remote_code,
             )
-        if not pretrained:
-            return model, random
-        model.training_patients = read_patients(folder)  # type: ignore[assignment]
-        return model, Provenance(source, commit, WEIGHTS, sha256)
+        return model, Provenance(source, commit, WEIGHTS, sha256) if pretrained else random
     if scheme == "timm":
         if not pretrained:
             return create_timm(name, source, None, dtype, kwargs), random

@@ -199,6 +199,24 @@ def test_a_benchmark_on_a_cluster_runs_eva_as_its_user_would(
     assert said["mine/crc"]["at"] > said["teacher/mhist"]["at"]
 
 
+def test_tiles_of_ones_own_are_benchmarked_on_a_cluster_without_a_folder_data(
+    client, scheduler, tmp_path, monkeypatch, capsys
+):
+    eva = tmp_path / "bin" / "eva"
+    eva.parent.mkdir()
+    eva.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('error: this eva does nothing')\n")
+    eva.chmod(0o755)
+    (tmp_path / "tiles.csv").write_text("path,label\n0.png,a\n1.png,b\n")
+    monkeypatch.chdir(tmp_path)
+    (before,) = {*client.run(change_path, f"{eva.parent}:/usr/bin:/bin").values()}
+    try:
+        words = ["demo:teacher", "--manifest", "tiles.csv", "--scheduler", scheduler]
+        assert cli.main(["benchmark", *words]) == 1
+    finally:
+        client.run(change_path, before)
+    assert "failed: tiles (teacher): this eva does nothing" in capsys.readouterr().err
+
+
 def test_a_worker_that_does_not_see_a_folder_says_so(scheduler, tmp_path):
     with pytest.raises(UserError, match=r"The worker on \S+ does not see .*/other\. All machines"):
         list(run_jobs(double, [1], scheduler=scheduler, needs=[tmp_path, tmp_path / "other"]))
