@@ -74,7 +74,7 @@ def find_checkpoint(run: Path) -> Path:
         )
     raise UserError(
         f"There is no {run / FOLDER / LAST}. Expected the folder of a run (.../run_0), or a "
-        "checkpoint."
+        "checkpoint; or, with --teacher MODEL, a model distilled elsewhere."
     )
 
 
