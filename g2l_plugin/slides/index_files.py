@@ -96,7 +96,7 @@ def read_record(folder: Path, slide: CohortSlide, grid: TileGrid) -> SlideRecord
     if written["grid"] != expected or written.get("mpp") != slide.mpp:
         return None
     if (plan := record["plan"]) is not None:
-        sizes = {name: tuple(plan[name]) for name in ("read_size", "level0_size")}
+        sizes = {name: tuple(value) for name, value in plan.items() if isinstance(value, list)}
         record["plan"] = ReadPlan(**plan | sizes)
         if grid.reader == "openslide":
             record["plan"] = dataclasses.replace(record["plan"], page=None)

@@ -41,8 +41,8 @@ def prove(
             off: OpenSlide interpolates where a corner is between two pixels of the level.
 
     Returns:
-        The plan, with a page if some of the tiles, read both ways, are the same; and why it has
-        none, or "".
+        The plan, with a page and the size of the file's tiles if some of the tiles, read both ways,
+        are the same; and why it has none, or "".
     """
     if not len(xy):
         return plan, "no tiles"
@@ -56,7 +56,7 @@ def prove(
                 and slide.properties[openslide.PROPERTY_NAME_VENDOR] == "aperio"
             ):
                 return plan, "tiles are left out, which OpenSlide takes from other levels"
-            direct = dataclasses.replace(plan, page=page)
+            direct = dataclasses.replace(plan, page=page, file_tile=tiff.tile_size(page))
             readable = False
             for x, y in xy[np.unique(np.linspace(0, len(xy) - 1, _TILES).astype(int))].tolist():
                 try:

@@ -104,6 +104,7 @@ class ReadPlan:
             None if OpenSlide reads them.
         downsample: Pixels of level 0 per pixel of the level; None if it is that of the two sizes,
             which are rounded.
+        file_tile: Width and height of the file's tiles in pixels of the level; None if unknown.
     """
 
     level: int
@@ -112,6 +113,7 @@ class ReadPlan:
     reduction: int = 1
     page: int | None = None
     downsample: float | None = None
+    file_tile: tuple[int, int] | None = None
 
     def on_level(self, x: int, y: int) -> tuple[int, int]:
         """Converts a corner in pixels of level 0 to pixels of the level."""

@@ -18,7 +18,7 @@ from g2l_plugin.slides.index import SlideIndex
 from g2l_plugin.slides.lost_tiles import LostTiles
 from g2l_plugin.slides.reader import SlideReader
 from g2l_plugin.slides.slide import SlideError
-from g2l_plugin.slides.tile_grid import SQUARE
+from g2l_plugin.slides.squares import SQUARE, number_squares
 from g2l_plugin.slides.tile_source import Origins
 
 _NEIGHBOURS = (1, -1, 2, -2, 3, -3, 4, -4)
@@ -206,7 +206,7 @@ def _number_groups(slides: Sequence[SlideIndex]) -> np.ndarray:
     """
     sizes: list[int] = []
     for slide in slides:
-        square = slide.xy // (SQUARE * np.array(slide.plan.level0_size))
+        square = number_squares(slide.xy, slide.plan)
         starts = np.flatnonzero((np.diff(square, axis=0) != 0).any(axis=1)) + 1
         edges = [0, *starts.tolist(), len(slide.xy)]
         group = 0

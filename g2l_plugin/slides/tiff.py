@@ -121,6 +121,10 @@ class TiffSlide:
         """Whether the file leaves out some of a level's tiles."""
         return bool((self._page(page).counts == 0).any())
 
+    def tile_size(self, page: int) -> tuple[int, int]:
+        """Width and height of a level's tiles."""
+        return self._page(page).tile_size
+
     def is_jpeg2000(self, page: int) -> bool:
         """Whether a level's tiles are JPEG 2000: reduced, they lie up to half a pixel off."""
         return self._page(page).compression != _JPEG

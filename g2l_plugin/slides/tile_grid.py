@@ -26,11 +26,9 @@ from g2l_plugin.slides.slide import (
     read_tile,
     slide_mpp,
 )
+from g2l_plugin.slides.squares import number_squares
 from g2l_plugin.slides.thumbnail import draw_thumbnail
 from g2l_plugin.slides.tiff import DecodedTiles
-
-SQUARE = 8
-"""The table lists tiles in squares of 8 by 8, because neighbours share compressed pixels."""
 
 _FOCUS_CACHE_BYTES = 128 << 20
 """Decoded pixels that are kept while sharpness is measured row by row: two rows of compressed tiles
@@ -212,11 +210,12 @@ def index_slide(
     )
     if not record.tiles:
         record = dataclasses.replace(record, message=_explain_no_tiles(path, record))
+    listed = _square_by_square(xy[kept], plan)
     tiles = {
-        "x": xy[kept, 0],
-        "y": xy[kept, 1],
-        "tissue": share[kept].astype(np.float32),
-        "sharpness": sharpness[kept],
+        "x": xy[kept, 0][listed],
+        "y": xy[kept, 1][listed],
+        "tissue": share[kept].astype(np.float32)[listed],
+        "sharpness": sharpness[kept][listed],
     }
     left_out = {"ink": xy[inked], "blurred": xy[blurred], "damaged": xy[damaged]}
     thumbnail = draw_thumbnail(overview, mask, slide_size, plan.level0_size, xy[kept], left_out)
@@ -241,17 +240,16 @@ def _explain_no_tiles(path: Path, record: SlideRecord) -> str:
 
 
 def _grid_corners(slide_size: tuple[int, int], tile_size: tuple[int, int]) -> np.ndarray:
-    """Upper left corners of the tiles that fit into a slide, square by square, int32 (tiles, 2)."""
+    """Upper left corners of the tiles that fit into a slide, row by row, int32 (tiles, 2)."""
     columns, rows = (slide_size[axis] // tile_size[axis] for axis in (0, 1))
     x, y = np.meshgrid(np.arange(columns) * tile_size[0], np.arange(rows) * tile_size[1])
-    xy = np.stack([x.ravel(), y.ravel()], axis=1).astype(np.int32)
-    return xy[_square_by_square(columns, rows)]
+    return np.stack([x.ravel(), y.ravel()], axis=1).astype(np.int32)
 
 
-def _square_by_square(columns: int, rows: int) -> np.ndarray:
-    """Orders a grid in squares of 8 by 8, row by row within each, so that neighbours are close."""
-    row, column = np.divmod(np.arange(columns * rows), max(columns, 1))
-    return np.lexsort([column, row, column // SQUARE, row // SQUARE])
+def _square_by_square(xy: np.ndarray, plan: ReadPlan) -> np.ndarray:
+    """Orders tiles by squares, and row by row within each, so that neighbours are close."""
+    square = number_squares(xy, plan)
+    return np.lexsort([xy[:, 0], xy[:, 1], square[:, 0], square[:, 1]])
 
 
 def _measure_sharpness(

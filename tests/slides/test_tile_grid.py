@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import ndimage
 
 from g2l_plugin.slides import tile_grid
-from g2l_plugin.slides.slide import SlideError
+from g2l_plugin.slides.slide import ReadPlan, SlideError
 from g2l_plugin.slides.tile_grid import TileGrid, index_slide
 
 
@@ -27,7 +27,10 @@ def test_tiles_lie_on_the_grid_and_on_tissue(tmp_path, write_slide):
 
 
 def test_tiles_close_in_the_table_are_close_in_the_slide():
-    order = tile_grid._square_by_square(20, 13)
+    plan = ReadPlan(0, (256, 256), (256, 256))
+    order = tile_grid._square_by_square(
+        tile_grid._grid_corners((20 * 256, 13 * 256), (256, 256)), plan
+    )
     assert sorted(order.tolist()) == list(range(260))
     row, column = np.divmod(order, 20)
     first = order[:64]
