@@ -23,6 +23,7 @@ from g2l_plugin.distillation.objective import CombinedObjective, shares
 from g2l_plugin.distillation.running.micro_batches import in_micro_batches
 from g2l_plugin.distillation.running.run_module import RunModule, check_optimizer
 from g2l_plugin.distillation.running.run_state import tile_dataset
+from g2l_plugin.distillation.running.sharded_teachers import leave_out_of_ddp, shard
 from g2l_plugin.distillation.running.teacher_caches import TeacherCaches
 from g2l_plugin.distillation.teachers import Teachers, embed, embed_with_grid
 from g2l_plugin.encoders.encoder import Encoder
@@ -79,6 +80,7 @@ class DistillationModule(RunModule):
         projector: Literal["linear", "rotation", "learned_rotation"] = "linear",
         patch_weight: float = 0.0,
         student_jitter: StainJitter | None = None,
+        shard_teachers: bool = False,
     ) -> None:
         """Initializes the module; no model is loaded yet.
 
@@ -109,11 +111,14 @@ class DistillationModule(RunModule):
             patch_weight: Weight of a `PatchObjective` beside the loss; 0 for none.
             student_jitter: A further change of the view, which the teachers do not see; None makes
                 none, as in the paper.
+            shard_teachers: Whether each of several devices keeps only a part of the teachers'
+                weights while it trains, for teachers that fill a device's memory. Each step then
+                waits for the weights of the others. `compile` compiles the student alone.
 
         Raises:
             UserError: `micro_batch_size` is below 1, a weight below 0, a cache is set without
-                `n_views` or with `patch_weight`, a setting of the linear projector with
-                a rotation, or the optimizer or its schedule cannot be made.
+                `n_views`, with `patch_weight` or with `shard_teachers`, a setting of the linear
+                projector with a rotation, or the optimizer or its schedule cannot be made.
         """
         super().__init__()
         if micro_batch_size is not None and micro_batch_size < 1:
@@ -134,12 +139,18 @@ class DistillationModule(RunModule):
         self.projector = projector
         self.patch_weight = patch_weight
         self.student_jitter = student_jitter or nn.Identity()
+        self.shard_teachers = shard_teachers
         if patch_weight < 0:
             raise UserError(f"`patch_weight` is {patch_weight}. Expected at least 0.")
         if patch_weight and teacher_cache is not None:
             raise UserError(
                 "`teacher_cache` keeps embeddings, and no patch tokens, which `patch_weight` "
                 "needs. Set one of them to null or 0."
+            )
+        if shard_teachers and teacher_cache is not None:
+            raise UserError(
+                "With `shard_teachers` (SHARD_TEACHERS) the devices use the teachers together, but "
+                "with `teacher_cache` each where its own tiles are missing. Set one of them."
             )
         if projector != "linear" and (self.widths or not normalize_teacher):
             raise UserError(
@@ -164,6 +175,10 @@ class DistillationModule(RunModule):
     def teacher(self) -> Encoder:
         """The first teacher."""
         return self.teachers.encoders[0]
+
+    @property
+    def _shards(self) -> bool:
+        return self.shard_teachers and self.trainer.world_size > 1
 
     @property
     def loss_settled(self) -> bool:
@@ -210,6 +225,8 @@ class DistillationModule(RunModule):
         frozen = self.freeze_batch_norm
         student.freeze_batch_norm = student.provenance.pretrained if frozen is None else frozen
         student.train(self.training)
+        if self.shard_teachers:
+            leave_out_of_ddp(self, "teachers")
 
     @override
     def configure_optimizers(self) -> Any:
@@ -291,6 +308,9 @@ class DistillationModule(RunModule):
     @override
     def on_train_start(self) -> None:
         super().on_train_start()
+        if self._shards:  # now, because the first device alone evaluates before
+            for teacher in self.teachers.encoders:
+                shard(teacher)
         if self.global_step > 0:
             return
         upstream.validate_within_fit(self.trainer)  # the start, to compare with
@@ -309,7 +329,7 @@ class DistillationModule(RunModule):
         )
         self.run_state.begin(encoders, self.view.size, objective, self.widths)
         if self.compile_encoders:  # in place, after their FLOPs were counted
-            for encoder in encoders:
+            for encoder in encoders[:1] if self._shards else encoders:
                 encoder.compile()
         if self.teacher_cache is not None:
             precision = f"{self.trainer.precision}, {self.device.type}"

@@ -376,6 +376,13 @@ def test_settings_that_exclude_patch_tokens_are_told(make_module, tmp_path):
         make_module(patch_weight=1.0, view=view, teacher_cache=str(tmp_path))
 
 
+def test_teachers_that_the_devices_use_together_have_no_cache(make_module, tmp_path):
+    with pytest.raises(UserError, match="the devices use the teachers together, but"):
+        make_module(
+            shard_teachers=True, view=AugmentedView(32, n_views=1), teacher_cache=str(tmp_path)
+        )
+
+
 @pytest.mark.parametrize("projector", ["rotation", "learned_rotation"])
 @pytest.mark.parametrize("options", [{"widths": [8]}, {"normalize_teacher": False}])
 def test_a_rotation_has_no_settings_of_the_linear_projector(make_module, projector, options):

@@ -37,6 +37,17 @@ def test_two_devices_train_as_one_with_twice_the_tiles_and_stop_together(tmp_pat
 
 
 @pytest.mark.slow
+def test_two_devices_that_each_hold_half_a_teacher_train_as_one_that_holds_it_whole(tmp_path):
+    one, first, second = run_on_one_and_two(tmp_path, "sharded")
+    whole = one.pop("teacher")
+    halves = [other.pop("teacher") for other in (first, second)]
+    assert sum(halves) == whole and max(halves) < 0.6 * whole
+    for other in (first, second):
+        for name, value in one.items():
+            torch.testing.assert_close(other[name], value, rtol=1e-4, atol=2e-4, msg=name)
+
+
+@pytest.mark.slow
 def test_two_devices_keep_the_queue_of_one_with_the_tiles_of_both(tmp_path):
     one, *others = run_on_one_and_two(tmp_path, "30")
     queues = [name for name in one if name.endswith("loss._extra_state") and one[name].numel()]

@@ -1,6 +1,6 @@
 """Trains a tiny student for some steps on one or several devices (processes); run by a test.
 
-Run: python two_devices.py DEVICES TEACHER OUT [QUEUE_SIZE]
+Run: python two_devices.py DEVICES TEACHER OUT [QUEUE_SIZE | sharded]
 """
 
 import sys
@@ -61,7 +61,7 @@ class Data(pl.LightningDataModule):
         return DataLoader(batches, batch_size=None)
 
 
-def main(devices, teacher, out, queue_size=None):
+def main(devices, teacher, out, option=""):
     torch.manual_seed(0)
     losses = Losses()
     trainer = pl.Trainer(
@@ -79,16 +79,19 @@ def main(devices, teacher, out, queue_size=None):
     module = DistillationModule(
         teacher=EncoderSource(f"local-dir:{teacher}"),
         student=EncoderSource("timm:vit_tiny_patch16_224", pretrained=False, model_kwargs=TINY),
-        loss=SimilarityKLLoss(int(queue_size)) if queue_size else LogSumLoss(),
+        loss=SimilarityKLLoss(int(option)) if option.isdecimal() else LogSumLoss(),
         view=AugmentedView(32),
         patch_weight=0.5,
         optimizer=lambda p: torch.optim.SGD(p, lr=0.05, momentum=0.9),
         lr_scheduler=lambda o: CosineSchedule(o, T_max=20),
         widths=[16],
+        shard_teachers=option == "sharded",
     )
     trainer.fit(module, datamodule=Data())
     state = {f"weights/{k}": v for k, v in module.state_dict().items() if torch.is_tensor(v)}
     state["losses"] = torch.stack(losses.values)
+    of_teacher = [getattr(p, "to_local", lambda p=p: p)() for p in module.teacher.parameters()]
+    state["teacher"] = torch.tensor(sum(part.numel() for part in of_teacher))
     state["tiles_seen"] = torch.tensor(module.run_state.tiles_seen)
     save_file(state, f"{out}_{devices}_{trainer.global_rank}.safetensors")
 

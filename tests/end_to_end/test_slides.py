@@ -98,7 +98,7 @@ def test_the_options_for_scale_are_taken_from_the_environment(folder, run):
 @pytest.mark.slow
 def test_two_devices_share_the_tiles_and_publish_one_student(folder, index, run):
     damage(folder / "cohort" / "slides" / "north-000.tiff", 0, [9])  # perhaps seen by one of them
-    result = run("two_logs", NUM_DEVICES=2)  # into a second epoch
+    result = run("two_logs", NUM_DEVICES=2, SHARD_TEACHERS="true")  # into a second epoch
     assert result.returncode == 0, result.stderr
     assert "Starting with 2 processes" in result.stderr
     assert result.stdout.count("Student:") == 1
