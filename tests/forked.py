@@ -64,7 +64,7 @@ def _run(command, cwd, environment, output):
     for stream, path in enumerate(output, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
     multiprocessing.set_start_method(None, force=True)
-    sys.argv = command
+    sys.argv = [str(Path(sys.executable).with_name(command[0])), *map(str, command[1:])]
     status = 0
     try:
         status = importlib.import_module(_MODULES[command[0]]).main() or 0
