@@ -4,18 +4,20 @@
 - plain: one process that reads a tile with OpenSlide's `read_region`, and embeds it with the same
   model once a batch is full.
 - model alone: the limit. The same batches of tiles, in memory.
-- LazySlide (`--lazyslide PYTHON`, the Python of its environment): its `feature_extraction` with the
-  model as `g2l export` writes it, on the tiles that it finds, in one process and on one thread, as
-  the others are with `--workers 0` and OMP_NUM_THREADS=1.
+- LazySlide and TRIDENT (`--tools lazyslide=PYTHON trident=PYTHON`, the Pythons of their
+  environments): their extraction of features with the model as `g2l export` writes it, on the tiles
+  that they find, in one process and on one thread, as the others are with `--workers 0` and
+  OMP_NUM_THREADS=1.
 
-All but LazySlide embed the same tiles of one slide with the same model and batches, and take turns,
+All but these embed the same tiles of one slide with the same model and batches, and take turns,
 a whole slide each. Ratios are taken within a round, because a machine's speed changes, and reported
 as medians. The slide is indexed once, before, and that is not measured.
 
-Run: python benchmarks/embedding.py --slides DIR [--lazyslide envs/lazyslide/bin/python]
+Run: python benchmarks/embedding.py --slides DIR [--tools lazyslide=envs/lazyslide/bin/python]
 """
 
 import argparse
+import functools
 import json
 import os
 import statistics
@@ -81,15 +83,15 @@ def time_tiles(embed: Callable[[], np.ndarray]) -> float:
     return n_tiles / (time.perf_counter() - start)
 
 
-def time_lazyslide(
-    python: str, exported: Path, slide: Path, folder: Path, batch_size: int
-) -> float:
-    """Tiles per second of LazySlide, once it has embedded the slide before."""
-    out, options = folder / "lazyslide.npz", json.dumps({"batch_size": batch_size})
-    command = [python, _IN_OTHER_TOOLS, "lazyslide", exported, slide, out, options]
-    subprocess.run(command, check=True)
-    found = np.load(out)
-    return len(found["features"]) / float(found["seconds"])
+def time_tool(tool: str, python: str, exported: Path, slide: Path, batch_size: int) -> float:
+    """Tiles per second of another tool, once it has embedded the slide before."""
+    options = json.dumps({"batch_size": batch_size})
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "found.npz"
+        command = [python, _IN_OTHER_TOOLS, tool, exported, slide, out, options]
+        subprocess.run(command, check=True)
+        found = np.load(out)
+        return len(found["features"]) / float(found["seconds"])
 
 
 def main() -> None:
@@ -106,8 +108,9 @@ def main() -> None:
     add("--accelerator", default="auto")
     add("--precision", default="32-true")
     add("--rounds", type=int, default=5)
-    add("--lazyslide", metavar="PYTHON", help="Python of an environment with LazySlide")
+    add("--tools", nargs="*", default=[], metavar="TOOL=PYTHON", help="lazyslide, trident")
     options = parser.parse_args()
+    tools = dict(part.split("=") for part in options.tools)
     size = options.tile_size
     grid = TileGrid(size, size, overwrite_mpp=options.overwrite_mpp, min_sharpness=0)
     source = EncoderSource(find_source(options.model))
@@ -132,10 +135,10 @@ def main() -> None:
             "plain": lambda: time_tiles(lambda: embed_plain(slide, model, options.batch_size)),
             "model alone": lambda: time_tiles(lambda: embed_in_memory(blocks, model)),
         }
-        if options.lazyslide:
-            exported = export_for(source.source, "lazyslide", folder / "exported", mpp=0.5).folder
-            ways["LazySlide"] = lambda: time_lazyslide(
-                options.lazyslide, exported, slides[0], folder, options.batch_size
+        for tool, python in tools.items():
+            exported = export_for(source.source, tool, folder / tool, mpp=0.5).folder
+            ways[tool] = functools.partial(
+                time_tool, tool, python, exported, slides[0], options.batch_size
             )
         rates: dict[str, list[float]] = {name: [] for name in ways}
         for round_number in range(options.rounds + 1):
@@ -148,7 +151,7 @@ def main() -> None:
         title=f"Tiles/s, {len(slide.xy):,} tiles of {slides[0].name} ({reader}), {options.model}, "
         f"{options.workers} workers, {options.rounds} rounds"
     )
-    others = [name for name in ("plain", "model alone", "LazySlide") if name in rates]
+    others = ["plain", "model alone", *tools]
     for column in ("way", "median", "min to max", *(f"of {name}" for name in others)):
         table.add_column(column, justify="left" if column == "way" else "right")
     for name, values in rates.items():

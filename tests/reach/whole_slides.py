@@ -35,6 +35,30 @@ def lazyslide(slide, tiles):
     return wsi.shapes["tiles"].bounds[["minx", "miny"]], wsi.tables[table].X, seconds
 
 
+def trident(slide, tiles):
+    import h5py
+    from trident import Processor
+    from trident.segmentation_models import segmentation_model_factory
+    from trident_student import MPP, SIZE, make_encoder
+
+    work = Path(out).parent
+    (work / "slides").mkdir()
+    shutil.copy(slide, work / "slides" / f"slide{Path(slide).suffix}")
+    places = {"job_dir": str(work / "job"), "wsi_source": str(work / "slides")}
+    processor = Processor(**places, reader_type="openslide", max_workers=0)
+    otsu = segmentation_model_factory("otsu")  # the others are downloaded
+    processor.run_segmentation_job(otsu, device="cpu")
+    coords = processor.run_patching_job(target_magnification=10 / MPP, patch_size=SIZE)
+    options = {"device": "cpu", "batch_limit": tiles.get("batch_size", 32)}
+    for name in ("warm_up", "features"):
+        start = time.perf_counter()
+        processor.run_patch_feature_extraction_job(coords, make_encoder(), saveto=name, **options)
+        seconds = time.perf_counter() - start
+    (path,) = (work / "job").rglob("features/slide.h5")
+    with h5py.File(path) as file:
+        return file["coords"][:], file["features"][:], seconds
+
+
 def wsinfer(slide, tiles):
     import pandas as pd
 
