@@ -55,7 +55,8 @@ _TITLES = {
     "LogisticBalancedAccuracy": "probe",
     "LinearCKAUnbiased": "unbiased CKA",
     "RobustnessIndex/k=20": "robustness index",
-    "patches": "patches (mIoU)",
+    "segmentation": "segmentation (Dice)",
+    "Top10Accuracy/both": "retrieval across centres",
 }
 """Columns of the table."""
 
@@ -315,9 +316,11 @@ def collect(work: Path, split: str = "val") -> pd.DataFrame:
             values = json.loads((folder / "test.json").read_text())
         for encoder, of_encoder in values.items():
             row |= {f"{encoder} {name}": value for name, value in of_encoder.items()}
-        if (folder / "dense.json").exists():
-            dense = json.loads((folder / "dense.json").read_text())
-            row |= {f"{encoder} patches": value for encoder, value in dense.items()}
+        # What `segmentation.py` and `scanners.py` found, if they ran.
+        for path in (folder / "segmentation.json", folder / "scanners.json"):
+            if path.exists():
+                for encoder, of_encoder in json.loads(path.read_text()).items():
+                    row |= {f"{encoder} {name}": value for name, value in of_encoder.items()}
         rows.append(row | {f"val {k}": v for k, v in results["alignment"].items()})
     return pd.DataFrame(rows)
 

@@ -142,6 +142,28 @@ def load_cohort(root: str | Path) -> list[DemoSlide]:
         ]
 
 
+def scan(h: np.ndarray, e: np.ndarray, centre: str, rng: np.random.Generator) -> np.ndarray:
+    """Turns stain concentrations into the image that a centre makes of them.
+
+    Args:
+        h: Concentrations of haematoxylin, float (H, W).
+        e: Concentrations of eosin, float (H, W).
+        centre: One of `CENTRES`.
+        rng: Random number generator, of the strength of the stains and the sensor's noise.
+
+    Returns:
+        The image by the Beer-Lambert law, uint8 (H, W, 3).
+    """
+    channels, of = [], _CENTRES[centre]
+    strength = rng.uniform(0.8, 1.2, 2)  # staining varies within a centre
+    for haematoxylin, eosin, white in zip(of.haematoxylin, of.eosin, of.white, strict=True):
+        light = white * np.exp(-(h * haematoxylin * strength[0] + e * eosin * strength[1]))
+        light = ndimage.gaussian_filter(light, of.blur) ** of.gamma
+        noise = rng.standard_normal(light.shape, dtype=np.float32) * of.noise
+        channels.append(np.clip(light * 255 + noise, 0, 255).astype(np.uint8))
+    return np.stack(channels, axis=-1)
+
+
 def _check(n_slides: int, size: int) -> None:
     if n_slides < 1:
         raise UserError(
@@ -195,25 +217,11 @@ def _generate_slide(job: tuple[DemoSlide, int, int, int]) -> None:
     slide, number, seed, size = job
     rng = np.random.default_rng([seed, number])
     h, e, labels = paint_tissue(size, rng)
-    image = _scan(h, e, _CENTRES[slide.centre], rng)
+    image = scan(h, e, slide.centre, rng)
     with new_file(slide.path) as partial:
         _write_pyramid(image, partial)
     with new_file(slide.mask) as partial:
         Image.fromarray(labels).save(partial, format="png")
-
-
-def _scan(h: np.ndarray, e: np.ndarray, centre: _Centre, rng: np.random.Generator) -> np.ndarray:
-    """Turns stain concentrations into an image by the Beer-Lambert law, uint8 (size, size, 3)."""
-    channels = []
-    strength = rng.uniform(0.8, 1.2, 2)  # staining varies within a centre
-    for haematoxylin, eosin, white in zip(
-        centre.haematoxylin, centre.eosin, centre.white, strict=True
-    ):
-        light = white * np.exp(-(h * haematoxylin * strength[0] + e * eosin * strength[1]))
-        light = ndimage.gaussian_filter(light, centre.blur) ** centre.gamma
-        noise = rng.standard_normal(light.shape, dtype=np.float32) * centre.noise
-        channels.append(np.clip(light * 255 + noise, 0, 255).astype(np.uint8))
-    return np.stack(channels, axis=-1)
 
 
 def _write_pyramid(image: np.ndarray, path: Path) -> None:
