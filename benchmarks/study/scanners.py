@@ -18,6 +18,7 @@ import torch
 
 from g2l_plugin import MatchedRobustness
 from g2l_plugin.demo.generate import CENTRES, scan
+from g2l_plugin.demo.tissue import MASK_DOWNSAMPLE as _MASK
 from g2l_plugin.demo.tissue import paint_tissue
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.load import EncoderSource
@@ -44,7 +45,7 @@ def scan_sections() -> tuple[torch.Tensor, dict[str, np.ndarray]]:
             (y, x)
             for y in range(0, _SIZE - _VIEW, _VIEW)
             for x in range(0, _SIZE - _VIEW, _VIEW)
-            if labels[y // 8 : (y + _VIEW) // 8, x // 8 : (x + _VIEW) // 8].all()
+            if labels[y // _MASK : (y + _VIEW) // _MASK, x // _MASK : (x + _VIEW) // _MASK].all()
         ]
         for number, centre in enumerate(CENTRES):
             image = scan(h, e, centre, np.random.default_rng([_SEED, section, number]))

@@ -72,8 +72,8 @@ def _fullest(labels: np.ndarray, turn: int) -> tuple[int, int]:
     return x * MASK_DOWNSAMPLE, y * MASK_DOWNSAMPLE
 
 
-def judge(model: str, label: str, work: Path) -> float:
-    """Dice by eva, of a model on the test slides."""
+def judge(model: str, label: str, work: Path) -> dict[str, float]:
+    """Dice by eva, of a model on the test slides, as a column of the study's table."""
     output = work / "segmentation" / label
     table = output / "report" / "report.csv"
     if not table.exists():
@@ -84,7 +84,7 @@ def judge(model: str, label: str, work: Path) -> float:
     rows = pd.read_csv(table)
     rows = rows[(rows["metric"] == "MonaiDiceScore") & (rows["split"] == "test")]
     (found,) = rows.loc[~rows["published"], "mean"]
-    return float(found)
+    return {"segmentation": float(found)}
 
 
 def main() -> None:
@@ -105,8 +105,7 @@ def main() -> None:
             "student before": judge(f"local-dir:{run / 'start'}", "start", work),
             "student after": judge(f"local-dir:{run / 'student'}", f"{row}_{seed}", work),
         }
-        dice = {encoder: {"segmentation": value} for encoder, value in found.items()}
-        (folder / "segmentation.json").write_text(json.dumps(dice))
+        (folder / "segmentation.json").write_text(json.dumps(found))
         print(folder, found, flush=True)
 
 

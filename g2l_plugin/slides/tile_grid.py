@@ -210,12 +210,12 @@ def index_slide(
     )
     if not record.tiles:
         record = dataclasses.replace(record, message=_explain_no_tiles(path, record))
-    listed = _square_by_square(xy[kept], plan)
+    listed = np.flatnonzero(kept)[_square_by_square(xy[kept], plan)]
     tiles = {
-        "x": xy[kept, 0][listed],
-        "y": xy[kept, 1][listed],
-        "tissue": share[kept].astype(np.float32)[listed],
-        "sharpness": sharpness[kept][listed],
+        "x": xy[listed, 0],
+        "y": xy[listed, 1],
+        "tissue": share[listed].astype(np.float32),
+        "sharpness": sharpness[listed],
     }
     left_out = {"ink": xy[inked], "blurred": xy[blurred], "damaged": xy[damaged]}
     thumbnail = draw_thumbnail(overview, mask, slide_size, plan.level0_size, xy[kept], left_out)

@@ -1,6 +1,7 @@
 """Jobs on a cluster: a real scheduler and two real workers on this machine."""
 
 import asyncio
+import contextlib
 import json
 import os
 import signal
@@ -161,14 +162,23 @@ json.dump(said, open(root + "/said.json", "w"))
 """
 
 
+@contextlib.contextmanager
+def eva_of_the_workers(client, folder, code):
+    """Makes a script the `eva` that the workers find."""
+    eva = folder / "bin" / "eva"
+    eva.parent.mkdir()
+    eva.write_text(f"#!{sys.executable}\n{code}")
+    eva.chmod(0o755)
+    (before,) = {*client.run(change_path, f"{eva.parent}:/usr/bin:/bin").values()}
+    try:
+        yield
+    finally:
+        client.run(change_path, before)
+
+
 def test_a_benchmark_on_a_cluster_runs_eva_as_its_user_would(
     client, scheduler, tmp_path, monkeypatch, capsys
 ):
-    eva = tmp_path / "bin" / "eva"
-    eva.parent.mkdir()
-    eva.write_text(f"#!{sys.executable}\n{STAND_IN}")
-    eva.chmod(0o755)
-    (before,) = {*client.run(change_path, f"{eva.parent}:/usr/bin:/bin").values()}
     for task in ("crc", "mhist", "bach"):
         (tmp_path / "data" / task / "images").mkdir(parents=True)
     save_tiny_model(tmp_path / "mine")
@@ -176,11 +186,9 @@ def test_a_benchmark_on_a_cluster_runs_eva_as_its_user_would(
     monkeypatch.setenv("N_RUNS", "7")
     monkeypatch.setenv("UNREAD", "of this machine alone")
     monkeypatch.setenv("DATA_ROOT", "not this")
-    try:
+    with eva_of_the_workers(client, tmp_path, STAND_IN):
         words = ["mine", "--tasks", "crc", "mhist", "bach", "--reference", "demo:teacher"]
         assert cli.main(["benchmark", *words, "--scheduler", scheduler]) == 1
-    finally:
-        client.run(change_path, before)
     err = capsys.readouterr().err
     assert "failed: bach (teacher): BACH is incomplete" in err
     assert "failed: bach (mine): not run, because the reference" in err
@@ -202,18 +210,12 @@ def test_a_benchmark_on_a_cluster_runs_eva_as_its_user_would(
 def test_tiles_of_ones_own_are_benchmarked_on_a_cluster_without_a_folder_data(
     client, scheduler, tmp_path, monkeypatch, capsys
 ):
-    eva = tmp_path / "bin" / "eva"
-    eva.parent.mkdir()
-    eva.write_text(f"#!{sys.executable}\nimport sys\nsys.exit('error: this eva does nothing')\n")
-    eva.chmod(0o755)
     (tmp_path / "tiles.csv").write_text("path,label\n0.png,a\n1.png,b\n")
     monkeypatch.chdir(tmp_path)
-    (before,) = {*client.run(change_path, f"{eva.parent}:/usr/bin:/bin").values()}
-    try:
+    code = "import sys; sys.exit('error: this eva does nothing')"
+    with eva_of_the_workers(client, tmp_path, code):
         words = ["demo:teacher", "--manifest", "tiles.csv", "--scheduler", scheduler]
         assert cli.main(["benchmark", *words]) == 1
-    finally:
-        client.run(change_path, before)
     assert "failed: tiles (teacher): this eva does nothing" in capsys.readouterr().err
 
 
