@@ -20,7 +20,6 @@ from .distillation.module import DistillationModule as DistillationModule
 from .distillation.running.trainer import KDTrainer as KDTrainer
 from .distillation.schedule import CosineSchedule as CosineSchedule
 from .distillation.schedule import LossEarlyStopping as LossEarlyStopping
-from .distillation.beyond.stain import StainJitter as StainJitter
 from .distillation.losses import DistillationLoss as DistillationLoss
 from .distillation.losses import LogSumLoss as LogSumLoss
 from .distillation.losses import MeanSquaredErrorLoss as MeanSquaredErrorLoss

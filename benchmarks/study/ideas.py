@@ -8,8 +8,11 @@ import lightning.pytorch as pl
 import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
+from torch.nn import functional
 
 import g2l_plugin
+from g2l_plugin.evaluation.stain import StainChange
+from g2l_plugin.transfer import to_device
 
 
 class ChannelsLast(pl.Callback):
@@ -56,3 +59,45 @@ class WithoutDecayOfNorms(g2l_plugin.DistillationModule):
             param_groups_weight_decay(self, weight_decay=0.05)
         )
         return super().configure_optimizers()
+
+
+class StainJitter(torch.nn.Module):
+    """Changes the amounts of the stains, and the sharpness, of half of the images at random.
+
+    The stains' changes follow Tellez et al. 2018 (arXiv 1808.05896): each stain's amount s becomes
+    a·s + b, with a in [0.8, 1.2] and b, an optical density to base e, in [-0.05, 0.05].
+    """
+
+    def __init__(self) -> None:
+        """Initializes the jitter."""
+        super().__init__()
+        self.change = StainChange()
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        """Changes some of the images in [0, 1], (B, 3, H, W)."""
+        changed = torch.rand(len(images)) < 0.5  # (B,)
+        draws = torch.rand(len(images), 2, 3) * 2 - 1  # (B, 2, 3) in [-1, 1]
+        scale = 1 - torch.rand(()).item() * 0.5
+        if not changed.any():
+            return images
+        index = to_device(changed.nonzero().flatten().numpy(), images.device)
+        factors, shifts = to_device((draws[changed] * 0.2).numpy(), images.device).unbind(1)
+        part = self.change(images.index_select(0, index).float(), 1 + factors, shifts / 4)
+        size = list(part.shape[-2:])
+        for sides in ([max(1, round(side * scale)) for side in size], size):
+            part = functional.interpolate(part, sides, mode="bilinear", antialias=True)
+        return images.float().index_copy(0, index, part)
+
+
+class WithStainJitter(g2l_plugin.DistillationModule):
+    """The student sees changed stains, and is to embed them as its teachers embed the unchanged."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        """Initializes the module."""
+        super().__init__(*args, **kwargs)
+        self.jitter = StainJitter()
+
+    def _embed_with_student(self, images: torch.Tensor, *args: Any) -> Any:
+        if self.training:
+            images = self.jitter(images)
+        return super()._embed_with_student(images, *args)

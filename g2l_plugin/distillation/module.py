@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from lightning.pytorch.utilities.types import STEP_OUTPUT
-from torch import nn, optim
+from torch import optim
 from torch.optim import lr_scheduler
 from typing_extensions import override
 
 from g2l_plugin import upstream
 from g2l_plugin.distillation.beyond.patches import PatchObjective
 from g2l_plugin.distillation.beyond.rotation import RotationObjective
-from g2l_plugin.distillation.beyond.stain import StainJitter
 from g2l_plugin.distillation.losses import DistillationLoss, LogSumLoss
 from g2l_plugin.distillation.objective import CombinedObjective, shares
 from g2l_plugin.distillation.running.micro_batches import in_micro_batches
@@ -79,7 +78,6 @@ class DistillationModule(RunModule):
         freeze_batch_norm: bool | None = None,
         projector: Literal["linear", "rotation", "learned_rotation"] = "linear",
         patch_weight: float = 0.0,
-        student_jitter: StainJitter | None = None,
         shard_teachers: bool = False,
     ) -> None:
         """Initializes the module; no model is loaded yet.
@@ -109,8 +107,6 @@ class DistillationModule(RunModule):
             projector: What brings both embeddings together: `linear` is the paper's projector with
                 batch norms; `rotation` and `learned_rotation` are `RotationObjective`'s.
             patch_weight: Weight of a `PatchObjective` beside the loss; 0 for none.
-            student_jitter: A further change of the view, which the teachers do not see; None makes
-                none, as in the paper.
             shard_teachers: Whether each of several devices keeps only a part of the teachers'
                 weights while it trains, for teachers that fill a device's memory. Each step then
                 waits for the weights of the others. `compile` compiles the student alone.
@@ -138,7 +134,6 @@ class DistillationModule(RunModule):
         self.freeze_batch_norm = freeze_batch_norm
         self.projector = projector
         self.patch_weight = patch_weight
-        self.student_jitter = student_jitter or nn.Identity()
         self.shard_teachers = shard_teachers
         if patch_weight < 0:
             raise UserError(f"`patch_weight` is {patch_weight}. Expected at least 0.")
@@ -247,10 +242,9 @@ class DistillationModule(RunModule):
         views = self._make_views(batch)  # (B, 3, H, W) in [0, 1]
         # Counted here and not after the batch: a checkpoint is written before that.
         self.run_state.tiles_seen += len(views) * self.trainer.world_size
-        changed = self.student_jitter(views)  # (B, 3, H, W)
         patch_loss: torch.Tensor | float = 0.0
         if self.patch_weight:
-            student, grid = self._embed_with_student(changed, True)  # (B, D_s), (B, C_s, H, W)
+            student, grid = self._embed_with_student(views, True)  # (B, D_s), (B, C_s, H, W)
             pairs = [
                 embed_with_grid(teacher, views, self.micro_batch_size)
                 for teacher in self.teachers.encoders
@@ -259,7 +253,7 @@ class DistillationModule(RunModule):
             patch_loss = self.patch_objective(grid, [pair.grid for pair in pairs])  # ()
         else:
             teachers = self._embed_with_teachers(views, batch)  # (B, D_t) per teacher
-            (student,) = self._embed_with_student(changed)  # (B, D_s)
+            (student,) = self._embed_with_student(views)  # (B, D_s)
         loss = self.objective(  # ()
             self.gather_rows(student),  # (devices * B, D_s)
             [self.gather_rows(teacher) for teacher in teachers],  # (devices * B, D_t)

@@ -12,7 +12,7 @@ from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
 from g2l_plugin.encoders.encoder import Encoder
-from g2l_plugin.slides.stain import StainChange
+from g2l_plugin.evaluation.stain import StainChange
 
 STAIN_SIGMA = 0.2
 """Largest change of a stain: s becomes a·s + b, with a in 1 ± sigma and b in ± sigma / 4 (optical

@@ -83,7 +83,6 @@ def build_weightless(module: DistillationModule) -> None:
     module.patch_weight = patch_weight
     size, n_views = module.view.size, module.view.n_views
     module.view = _EmptyViews(size=size, n_views=n_views)
-    module.student_jitter = torch.nn.Identity()
 
 
 def _without_weights(source: EncoderSource) -> EncoderSource:

@@ -24,7 +24,6 @@ from helpers import TINY, WIDER, save_tiny_model
 from torch._subclasses.fake_tensor import DynamicOutputShapeException
 
 from g2l_plugin.distillation.beyond.similarity import SimilarityKLLoss
-from g2l_plugin.distillation.beyond.stain import StainJitter
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.running.teacher_caches import TeacherCaches
 from g2l_plugin.encoders.load import EncoderSource
@@ -45,7 +44,6 @@ _CASES = {
     "rotation": {"projector": "rotation"},
     "learned rotation": {"projector": "learned_rotation"},
     "patch tokens": {"patch_weight": 0.5},
-    "student jitter": {"student_jitter": StainJitter(prob=0.9)},
     "queue": {"loss": SimilarityKLLoss(queue_size=30)},
     "teacher cache": {"teacher_cache": "cache"},
 }
@@ -53,9 +51,9 @@ _PRECISIONS = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.
 
 # Copies to the device, copies from it, and kernels of a step with its backward pass, in float32 and
 # under autocast; counted with torch 2.14 and timm 1.0.31. The copies to it are the places of the
-# crop; places and amounts of the colour jitter, places and weights of the blur; places and amounts
-# of the student's jitter; of the cache: rows, and places of rows to compute, keep, and put in place
-# (2). The copies from it are the loss and requests of the step, and what the cache keeps.
+# crop; places and amounts of the colour jitter, places and weights of the blur; of the cache: rows,
+# and places of rows to compute, keep, and put in place (2). The copies from it are the loss and
+# requests of the step, and what the cache keeps.
 _EXPECTED = {
     "plain": (1, 1, 133, 184),
     "whole view": (5, 1, 499, 550),
@@ -65,7 +63,6 @@ _EXPECTED = {
     "rotation": (1, 1, 124, 175),
     "learned rotation": (1, 1, 140, 191),
     "patch tokens": (1, 1, 182, 233),
-    "student jitter": (3, 1, 153, 209),
     "queue": (1, 1, 155, 206),
     "teacher cache": (6, 2, 137, 188),
 }

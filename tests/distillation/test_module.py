@@ -11,7 +11,6 @@ from helpers import TINY, WIDER, save_tiny_model
 from timm.models import save_for_hf
 from transformers import Dinov2Config, Dinov2Model, ViTConfig, ViTModel
 
-from g2l_plugin.distillation.beyond.stain import StainJitter
 from g2l_plugin.distillation.losses import LogSumLoss
 from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.distillation.teachers import embed_with_grid
@@ -388,22 +387,3 @@ def test_teachers_that_the_devices_use_together_have_no_cache(make_module, tmp_p
 def test_a_rotation_has_no_settings_of_the_linear_projector(make_module, projector, options):
     with pytest.raises(UserError, match="are settings of `projector: linear`"):
         make_module(projector=projector, **options)
-
-
-def test_only_the_student_sees_the_jittered_view(make_module):
-    module = make_module(student_jitter=StainJitter(prob=1.0))
-    module.configure_model()
-    seen = {}
-    for name in ("student", "teacher"):
-        getattr(module, name).register_forward_pre_hook(
-            lambda _, args, name=name: seen.__setitem__(name, args[0])
-        )
-    tiles = torch.randint(0, 256, (4, 3, 32, 32), dtype=torch.uint8)
-    module.trainer = types.SimpleNamespace(
-        world_size=1, global_rank=0, log_every_n_steps=10, global_step=0
-    )
-    module.gather_rows = lambda rows: rows
-    views = module._make_views(TileBatch(tiles, np.arange(4)))
-    module.training_step(TileBatch(tiles, np.arange(4)))
-    torch.testing.assert_close(seen["teacher"], views)
-    assert (seen["student"] - views).abs().mean() > 0.01

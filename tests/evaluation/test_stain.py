@@ -2,7 +2,7 @@ import numpy as np
 import torch
 from skimage.color import combine_stains, hed_from_rgb, rgb_from_hed, separate_stains
 
-from g2l_plugin.slides.stain import StainChange
+from g2l_plugin.evaluation.stain import StainChange
 
 
 def test_stains_are_separated_as_scikit_image_does():
