@@ -152,12 +152,22 @@ def read_cohort(path: Path) -> list[CohortSlide]:
     return [_describe(listed, listed.name) for listed in read_slide_list(path)]
 
 
-def _find_slides(root: Path) -> list[CohortSlide]:
+def check_slide_folder(root: Path) -> None:
+    """Checks that the folder of the slides is one.
+
+    Raises:
+        UserError: It is missing, or a file.
+    """
     if not root.is_dir():
+        given = "is a file" if root.exists() else "does not exist"
         raise UserError(
-            f"Slide folder {root} does not exist. Give the folder of your slides "
+            f"Slide folder {root} {given}. Give the folder of your slides "
             "(SLIDES_ROOT=/path/to/slides)."
         )
+
+
+def _find_slides(root: Path) -> list[CohortSlide]:
+    check_slide_folder(root)
     paths = (p for p in root.rglob("*") if p.suffix.lower() in SLIDE_SUFFIXES and p.is_file())
     names = (path.relative_to(root) for path in paths)
     # Hidden files are unfinished downloads or another system's metadata (._a.svs).

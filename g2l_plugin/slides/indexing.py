@@ -24,7 +24,13 @@ from g2l_plugin.files import locked, new_file, write_text
 from g2l_plugin.parallel.cluster import check_scheduler
 from g2l_plugin.parallel.failures import OutOfTime, WorkerCrash
 from g2l_plugin.parallel.jobs import run_jobs
-from g2l_plugin.slides.cohort import CohortSlide, choose_cohort, read_cohort, write_cohort
+from g2l_plugin.slides.cohort import (
+    CohortSlide,
+    check_slide_folder,
+    choose_cohort,
+    read_cohort,
+    write_cohort,
+)
 from g2l_plugin.slides.index import Index, read_settings, summarize_index
 from g2l_plugin.slides.index_files import (
     file_state,
@@ -101,6 +107,7 @@ def build_index(
     if not slide_timeout > 0:
         raise UserError(f"`slide_timeout` is {slide_timeout:g} minutes. Expected more than 0.")
     root, folder = Path(root).expanduser(), Path(index_dir).expanduser()
+    check_slide_folder(root)  # before the index has a folder
     if scheduler is not None:
         check_scheduler(scheduler)  # before the choice, which can take long
         # Absolute, because workers run in folders of their own.

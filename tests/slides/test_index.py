@@ -435,6 +435,15 @@ def test_slides_in_a_list_must_exist(tmp_path, slides):
     assert not (tmp_path / "index" / "cohort.csv").exists()
 
 
+@pytest.mark.parametrize(("name", "said"), [("gone", "does not exist"), ("one.svs", "is a file")])
+@pytest.mark.parametrize("listed", [None, ["a.tiff"]])
+def test_without_a_folder_of_slides_no_index_is_begun(tmp_path, name, said, listed):
+    (tmp_path / "one.svs").write_bytes(b"")
+    with pytest.raises(UserError, match=f"{name} {said}"):
+        build_index(tmp_path / "index", TileGrid(64, 64), tmp_path / name, listed)
+    assert not (tmp_path / "index").exists()
+
+
 def test_a_missing_index_is_an_error_that_says_how_to_make_one(tmp_path):
     with pytest.raises(UserError, match=r"no index in .*g2l index SLIDES"):
         open_index(tmp_path, GRID, tmp_path)
