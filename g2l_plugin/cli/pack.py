@@ -43,7 +43,13 @@ def add_parser(commands: Commands) -> None:
     add("--n-val-tiles", type=int, default=2048, help="tiles for validation")
     add("--n-val-patients", type=int, default=20, help="patients held out for validation")
     add("--max-lost", type=float, default=0.01, help="share of tiles that may be unreadable")
-    add("--workers", type=int, help="processes; one per usable CPU core if not given")
+    where = parser.add_mutually_exclusive_group().add_argument
+    where("--workers", type=int, help="processes; one per usable CPU core if not given")
+    where(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Dask scheduler whose workers pack, as tcp://host:8786",
+    )
     images = parser.add_argument_group("images that are no slides")
     add = images.add_argument
     add("--mpp", type=float, help="microns per pixel of images for which a manifest says none")
@@ -66,7 +72,14 @@ def _run(options: argparse.Namespace) -> None:
     }
     shared = {
         name: getattr(options, name)
-        for name in ("n_val_tiles", "n_val_patients", "quality", "max_lost", "workers")
+        for name in (
+            "n_val_tiles",
+            "n_val_patients",
+            "quality",
+            "max_lost",
+            "workers",
+            "scheduler",
+        )
     }
     if (options.source.expanduser() / "index.json").is_file():
         if of_images:

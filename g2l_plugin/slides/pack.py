@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from loguru import logger
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import locked, new_file, write_text
+from g2l_plugin.parallel.cluster import check_scheduler
 from g2l_plugin.slides.cohort import describe_slide
 from g2l_plugin.slides.dataset import TileDataset
 from g2l_plugin.slides.image_set import ImageSet, find_images
@@ -45,6 +46,7 @@ def pack_tiles(
     quality: int = 95,
     max_lost: float = 0.01,
     workers: int | None = None,
+    scheduler: str | None = None,
 ) -> None:
     """Packs the tiles of an index into shards, with training and validation separate.
 
@@ -59,15 +61,19 @@ def pack_tiles(
         quality: JPEG quality, 1 to 100, without chroma subsampling.
         max_lost: Largest share of tiles that may be unreadable, 0 to 1.
         workers: Processes; None starts one per usable CPU core.
+        scheduler: Address of a Dask scheduler, as tcp://host:8786, whose workers pack in their
+            place.
 
     Raises:
         UserError: There is no index, the output exists or was begun with other settings, too many
             tiles are lost, or the disk is full.
     """
     import_litdata()
+    if scheduler is not None:
+        check_scheduler(scheduler)  # before the tiles are read from the index
     settings = read_settings(index_dir)
     seed = settings["cohort"]["seed"]
-    with _unfinished_pack(Path(output).expanduser()) as folder:
+    with _unfinished_pack(Path(output).expanduser().absolute()) as folder:
         sources: dict[Split, SlideTiles] = {}
         for split in SPLITS:
             dataset = TileDataset(
@@ -92,7 +98,8 @@ def pack_tiles(
             "n_val_tiles": n_val_tiles,
             "n_val_patients": n_val_patients,
         }
-        _write_pack(folder, description, sources, names, quality, max_lost, workers)
+        how = (quality, max_lost, workers, scheduler, [root])
+        _write_pack(folder, description, sources, names, *how)
 
 
 def pack_images(
@@ -108,6 +115,7 @@ def pack_images(
     quality: int = 95,
     max_lost: float = 0.01,
     workers: int | None = None,
+    scheduler: str | None = None,
 ) -> None:
     """Packs images that are no slides, so that a run trains on them as on tiles of slides.
 
@@ -128,6 +136,8 @@ def pack_images(
         quality: JPEG quality, 1 to 100, without chroma subsampling.
         max_lost: Largest share of images, and of tiles, that may be unusable, 0 to 1.
         workers: Processes; None starts one per usable CPU core.
+        scheduler: Address of a Dask scheduler, as tcp://host:8786, whose workers pack in their
+            place.
 
     Raises:
         UserError: There are no images, their resolution or the patients of some are unknown, too
@@ -135,11 +145,14 @@ def pack_images(
             full.
     """
     import_litdata()
-    images = find_images(source)
+    if scheduler is not None:
+        check_scheduler(scheduler)  # before the images are listed
+    path = Path(source).expanduser().absolute()
+    images = find_images(path)
     if mpp is not None:
         images.table["mpp"] = images.table["mpp"].fillna(mpp)
     images.table["patient"] = _find_patients(images.table, patient_pattern)
-    with _unfinished_pack(Path(output).expanduser()) as folder:
+    with _unfinished_pack(Path(output).expanduser().absolute()) as folder:
         sizes = _measure_once(images, folder / ".sizes.parquet")
         sources: dict[Split, ImageTiles] = {}
         for split in SPLITS:
@@ -151,14 +164,15 @@ def pack_images(
             )
             sources[split] = tiles
         description = {
-            "images": Path(source).name,
+            "images": path.name,
             "grid": {"width": tile_size, "height": tile_size, "target_mpp": target_mpp},
             "seed": seed,
             "n_val_tiles": n_val_tiles,
             "n_val_patients": n_val_patients,
         }
         names = images.table["name"].tolist()
-        _write_pack(folder, description, sources, names, quality, max_lost, workers)
+        how = (quality, max_lost, workers, scheduler, [path])
+        _write_pack(folder, description, sources, names, *how)
         (folder / ".sizes.parquet").unlink()
 
 
@@ -170,6 +184,8 @@ def _write_pack(
     quality: int,
     max_lost: float,
     workers: int | None,
+    scheduler: str | None,
+    needs: Sequence[Path],
 ) -> None:
     """Writes a pack, or what is missing of it.
 
@@ -181,6 +197,8 @@ def _write_pack(
         quality: JPEG quality.
         max_lost: Largest share of tiles that may be unreadable.
         workers: Processes.
+        scheduler: Address of a Dask scheduler.
+        needs: Where the tiles are read from.
     """
     description = description | {"quality": quality}
     description |= {f"{split}_tiles": len(source) for split, source in sources.items()}
@@ -188,7 +206,8 @@ def _write_pack(
     _check_same_pack(folder, description)
     _write_origins(folder / ORIGINS, sources["train"], names)
     for split, source in sources.items():
-        lost = write_shards(source, folder / split, description["seed"], quality, workers)
+        seed, target = description["seed"], folder / split
+        lost = write_shards(source, target, seed, quality, workers, scheduler, needs)
         if lost > max_lost * len(source):
             raise UserError(
                 f"{lost:,} of {len(source):,} {split} tiles cannot be read, more than the "

@@ -9,31 +9,29 @@ from __future__ import annotations
 
 import contextlib
 import json
+import pickle
 import shutil
 import tempfile
-import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import simplejpeg
-import torch
-from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from g2l_plugin.errors import UserError
 from g2l_plugin.files import hash_file, new_file, write_text
-from g2l_plugin.parallel.cpus import usable_cpus
+from g2l_plugin.parallel.failures import WorkerCrash
+from g2l_plugin.parallel.jobs import run_jobs
 from g2l_plugin.slides.mixing import shuffled_blocks
 from g2l_plugin.slides.packed_source import TILES
 from g2l_plugin.slides.tile_source import TileSource
-from g2l_plugin.slides.workers import explain_dead_workers
 
 SHARD_TILES = 2048
 """Tiles per shard, about 80 MB."""
-
 
 _PARTIAL = ".partial-"
 """Start of the names of folders in which a process writes a shard."""
@@ -55,7 +53,13 @@ class PackableTiles(TileSource, Protocol):
 
 
 def write_shards(
-    source: PackableTiles, folder: Path, seed: int, quality: int, workers: int | None = None
+    source: PackableTiles,
+    folder: Path,
+    seed: int,
+    quality: int,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    needs: Sequence[Path] = (),
 ) -> int:
     """Writes the tiles of a source into shards, or those that an earlier call has not written.
 
@@ -65,12 +69,16 @@ def write_shards(
         seed: Seed of their order.
         quality: JPEG quality, 1 to 100, without chroma subsampling.
         workers: Processes; None starts one per usable CPU core.
+        scheduler: Address of a Dask scheduler whose workers write the shards in their place.
+            Paths in the source, and the folder, are absolute then.
+        needs: Files and folders that the source reads, which such workers must see.
 
     Returns:
         The number of tiles that could not be read and have substitutes.
 
     Raises:
-        UserError: Too many tiles cannot be read, or a process was killed.
+        UserError: Too many tiles cannot be read, a process was killed, or the cluster cannot be
+            used.
         OSError: The disk is full.
     """
     if (folder / "index.json").exists():
@@ -83,21 +91,49 @@ def write_shards(
     shards = _mixed_shards(source.group_sizes, source.block_tiles, seed)
     writer = _ShardWriter(source, folder, shards, quality)
     missing = [number for number in range(len(shards)) if not writer.record_path(number).exists()]
-    workers = min(workers or usable_cpus(), len(missing))
-    loader = DataLoader(
-        writer,
-        batch_size=None,
-        sampler=missing,
-        # One process reads here: a worker would only wait for this one.
-        num_workers=workers if workers > 1 else 0,
-        prefetch_factor=1 if workers > 1 else None,
+    kept = len(source) - sum(len(shards[number]) for number in missing)
+    progress = tqdm(
+        desc=f"Packing {folder.name} tiles",
+        initial=kept,
+        total=len(source),
+        unit="tile",
+        dynamic_ncols=True,
     )
-    kept = sum(len(shard) for shard in shards) - sum(len(shards[number]) for number in missing)
-    progress = _progress(writer.done, kept, len(source), f"Packing {folder.name} tiles")
-    with progress, explain_dead_workers():
-        for _ in loader:
-            pass
+    if scheduler is None:
+        outcomes = run_jobs(writer.write, missing, workers)
+    else:
+        outcomes = _write_on_cluster(writer, missing, scheduler, needs)
+    with progress, contextlib.closing(outcomes):
+        for number, crash in outcomes:
+            if isinstance(crash, WorkerCrash):
+                raise UserError(
+                    f"A process that packed was killed ({crash}): memory may have run out. Run the "
+                    "same command again with fewer (--workers): it goes on."
+                )
+            progress.update(len(shards[number]))
     return _write_index(writer, source)
+
+
+def _write_on_cluster(
+    writer: _ShardWriter, numbers: Sequence[int], scheduler: str, needs: Sequence[Path]
+) -> Generator[tuple[int, Any], None, None]:
+    """Writes shards on the workers of a cluster; yields what `run_jobs` does."""
+    # On the disk: ten million tiles are 200 MB, too much to send with each of 5,000 shards.
+    file = writer.folder / ".writer.pickle"
+    file.write_bytes(pickle.dumps(writer))
+    try:
+        jobs = [(file, number) for number in numbers]
+        needs = [file, *needs]
+        for (_, number), outcome in run_jobs(_write_shard, jobs, scheduler=scheduler, needs=needs):
+            yield number, outcome
+    finally:
+        file.unlink()
+
+
+def _write_shard(job: tuple[Path, int]) -> None:
+    file, number = job
+    writer: _ShardWriter = pickle.loads(file.read_bytes())
+    writer.write(number)
 
 
 def has_shards(pack: Path) -> bool:
@@ -105,17 +141,12 @@ def has_shards(pack: Path) -> bool:
     return any(pack.glob("*/*.bin"))
 
 
-class _ShardWriter(torch.utils.data.Dataset):
-    """Writes shard after shard, in a worker of PyTorch's loader.
-
-    Attributes:
-        done: Tiles written of each shard, int64 (shards,), in shared memory.
-    """
+class _ShardWriter:
+    """Writes single shards of a source, in any process and order."""
 
     def __init__(
         self, source: PackableTiles, folder: Path, shards: list[np.ndarray], quality: int
     ) -> None:
-        self.done = torch.zeros(len(shards), dtype=torch.int64).share_memory_()
         # Sorted, so that neighbours are read together: the order within a shard does not matter.
         self.shards = [np.sort(shard) for shard in shards]
         self.folder = folder
@@ -126,16 +157,15 @@ class _ShardWriter(torch.utils.data.Dataset):
         """The file that says that a shard is written."""
         return self.folder / f".shard-{number}.json"
 
-    def __getitem__(self, number: int) -> int:
+    def write(self, number: int) -> None:
+        """Writes a shard, and then the record that it is there."""
         from litdata.streaming.writer import BinaryWriter
 
-        torch.set_num_threads(1)  # there is one process per core
         tiles = self.shards[number]
         with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=self.folder) as partial:
             writer = BinaryWriter(partial, chunk_size=SHARD_TILES, chunk_index=number)
             for place, tile in enumerate(tiles.tolist()):
                 writer.add_item(place, self._encode(tile))
-                self.done[number] += 1
             writer.done()
             (described,) = Path(partial).glob("*index.json")
             index = json.loads(described.read_text())
@@ -149,7 +179,6 @@ class _ShardWriter(torch.utils.data.Dataset):
             }
             written.replace(self.folder / record["chunk"]["filename"])
         write_text(self.record_path(number), json.dumps(record))
-        return number
 
     def _encode(self, tile: int) -> bytes:
         if (kept := self._source.read_encoded(tile)) is not None:
@@ -194,25 +223,3 @@ def _mixed_shards(group_sizes: np.ndarray, block_tiles: int, seed: int) -> list[
     blocks = shuffled_blocks(group_sizes, block_tiles, np.random.default_rng(seed))
     order = np.concatenate(blocks) if blocks else np.empty(0, np.int64)
     return np.split(order, range(SHARD_TILES, len(order), SHARD_TILES))
-
-
-@contextlib.contextmanager
-def _progress(done: torch.Tensor, kept: int, total: int, description: str) -> Iterator[None]:
-    """Shows a progress bar of the counts that the processes keep in shared memory."""
-    finished = threading.Event()
-    with tqdm(
-        desc=description, initial=kept, total=total, unit="tile", dynamic_ncols=True
-    ) as progress:
-
-        def watch() -> None:
-            while not finished.wait(0.5):
-                progress.update(kept + int(done.sum()) - progress.n)
-
-        thread = threading.Thread(target=watch, daemon=True)
-        thread.start()
-        try:
-            yield
-        finally:
-            finished.set()
-            thread.join()
-            progress.update(kept + int(done.sum()) - progress.n)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from cluster_jobs import change_path, double
 from helpers import save_tiny_model
+from PIL import Image
 
 from g2l_plugin import cli
 from g2l_plugin.embedding import on_cluster
@@ -23,7 +24,9 @@ from g2l_plugin.errors import UserError
 from g2l_plugin.parallel import cluster
 from g2l_plugin.parallel.failures import OutOfTime, WorkerCrash
 from g2l_plugin.parallel.jobs import run_jobs
+from g2l_plugin.slides import shards
 from g2l_plugin.slides.indexing import build_index
+from g2l_plugin.slides.pack import pack_images, pack_tiles
 from g2l_plugin.slides.tile_grid import TileGrid
 
 distributed = pytest.importorskip("distributed", reason="Dask: pip install '.[cluster]'")
@@ -271,3 +274,35 @@ def test_without_dask_a_scheduler_says_what_to_install(monkeypatch):
     monkeypatch.setitem(sys.modules, "distributed", None)
     with pytest.raises(UserError, match=r"pip install 'g2l-plugin\[cluster\]'"):
         list(run_jobs(double, [1], scheduler="tcp://127.0.0.1:8786"))
+
+
+def test_a_pack_of_a_cluster_equals_that_of_one_machine(
+    scheduler, tmp_path, write_slide, monkeypatch
+):
+    pytest.importorskip("litdata", reason="LitData: pip install '.[packed]'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(shards, "SHARD_TILES", 16)
+    for number in range(2):
+        write_slide(tmp_path / "slides" / f"{number}.tiff", 384 + 64 * number)
+    build_index("index", GRID, "slides", workers=1)
+    pack_tiles("index", "local", n_val_tiles=4, workers=1)
+    pack_tiles("index", "cluster", n_val_tiles=4, scheduler=scheduler)
+    expected, found = files_in(tmp_path / "local"), files_in(tmp_path / "cluster")
+    assert len([name for name in found if name.endswith(".bin")]) > 2
+    assert found == expected
+
+
+def test_images_packed_by_a_cluster_equal_those_of_one_machine(scheduler, tmp_path, monkeypatch):
+    pytest.importorskip("litdata", reason="LitData: pip install '.[packed]'")
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for number in range(6):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        pixels = rng.integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / "images" / f"{number}.png")
+    how = {"mpp": 0.5, "tile_size": 32, "patient_pattern": "^([0-9])", "n_val_tiles": 4}
+    pack_images("images", "local", **how, workers=1)
+    pack_images("images", "cluster", **how, scheduler=scheduler)
+    expected, found = files_in(tmp_path / "local"), files_in(tmp_path / "cluster")
+    assert len([name for name in found if name.endswith(".bin")]) == 2
+    assert found == expected

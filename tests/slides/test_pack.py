@@ -268,24 +268,21 @@ def test_a_stopped_pack_goes_on_and_gives_the_same(images, tmp_path, monkeypatch
 
     def stop(self, tile):
         if len(calls) == 6:  # in the second shard
-            raise KeyboardInterrupt
+            raise ValueError("stopped")
         calls.append(tile)
         return read(self, tile)
 
-    monkeypatch.setattr(shards_module._ShardWriter, "_encode", stop)
-    with pytest.raises(KeyboardInterrupt):
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="stopped"):
+        patch.setattr(shards_module._ShardWriter, "_encode", stop)
         pack_some(images, tmp_path / "packed")
     assert not (tmp_path / "packed").exists()
     with pytest.raises(UserError, match=r"a part of a pack with another quality\. Pack as before"):
         pack_some(images, tmp_path / "packed", quality=50)
-    again = []
-    monkeypatch.setattr(
-        shards_module._ShardWriter,
-        "_encode",
-        lambda self, tile: again.append(tile) or read(self, tile),
-    )
+    first = tmp_path / ".packed.part" / "train" / "chunk-0-0.bin"
+    written = first.stat().st_mtime_ns
     pack_some(images, tmp_path / "packed")
-    assert len(again) == 12 - 4  # the first shard is kept
+    kept = tmp_path / "packed" / "train" / "chunk-0-0.bin"
+    assert kept.stat().st_mtime_ns == written
     names = [
         sorted(p.relative_to(folder) for p in folder.rglob("*"))
         for folder in (tmp_path / "whole", tmp_path / "packed")
@@ -297,6 +294,17 @@ def test_a_stopped_pack_goes_on_and_gives_the_same(images, tmp_path, monkeypatch
                 tmp_path / "packed" / name
             ).read_bytes()
     assert {path.name for path in tmp_path.iterdir()} == {"images", "whole", "packed"}
+
+
+def test_a_process_that_is_killed_is_told_and_its_shard_is_written_later(
+    images, tmp_path, monkeypatch
+):
+    with monkeypatch.context() as patch:
+        patch.setattr(shards_module._ShardWriter, "_encode", lambda self, tile: os._exit(9))
+        with pytest.raises(UserError, match=r"packed was killed.*--workers"):
+            pack_some(images, tmp_path / "packed")
+    pack_some(images, tmp_path / "packed")
+    assert len(packed(tmp_path / "packed", "train", n_val_tiles=2048)) > 0
 
 
 def test_substitutes_of_a_pack_are_known_to_its_runs(index, tmp_path):
