@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from g2l_plugin.distillation.module import DistillationModule
+from g2l_plugin.distillation.running.sharded_teachers import largest_block
 from g2l_plugin.planning import disk
 from g2l_plugin.planning.gpus import Gpu
 from g2l_plugin.planning.settings import Settings, read_settings
@@ -151,6 +152,8 @@ def plan_run(
     compiled = module.compile_encoders
     step = trace(module, settings.precision)
     slides, devices = slides or settings.n_slides or 1000, settings.devices or 1
+    if module.shard_teachers and devices > 1:
+        step = step.divided(devices, max(map(largest_block, module.teachers.encoders)))
     planned = tuple(
         _on_gpu(gpu, settings, step, (teachers, student), compiled, slides, devices) for gpu in gpus
     )

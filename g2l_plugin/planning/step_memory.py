@@ -77,6 +77,20 @@ class StepMemory:
         """Bytes between two steps: weights, and what the optimizer keeps."""
         return self.teachers + self.student + self.optimizer
 
+    def divided(self, devices: int, largest_block: int) -> StepMemory:
+        """The step of a device that keeps its share of the teachers' weights.
+
+        Args:
+            devices: Devices that share them.
+            largest_block: Bytes of the teachers' largest block. Two are whole at a time: the one
+                that is used, and the next.
+        """
+        teachers = -(-self.teachers // devices)
+        saved = max(self.teachers - teachers - 2 * largest_block, 0)
+        return dataclasses.replace(
+            self, teachers=teachers, peaks=tuple(peak - saved for peak in self.peaks)
+        )
+
     def peak(self, batch: int, micro_batch: int | None = None) -> float:
         """The most bytes that a step holds.
 

@@ -2,15 +2,25 @@ import json
 import re
 
 import pytest
+import timm
 
 from g2l_plugin import cli
+from g2l_plugin.planning.plan import plan_run
 
 
 @pytest.fixture(autouse=True)
 def variables(monkeypatch):
     """Small networks, and no other variable of the user."""
-    for name in ("MICRO_BATCH_SIZE", "NUM_DEVICES", "MAX_STEPS", "N_SLIDES", "COMPILE"):
+    for name in (
+        "MICRO_BATCH_SIZE",
+        "NUM_DEVICES",
+        "MAX_STEPS",
+        "N_SLIDES",
+        "COMPILE",
+        "SHARD_TEACHERS",
+    ):
         monkeypatch.delenv(name, raising=False)
+    monkeypatch.delenv("SHARD_TEACHERS", raising=False)
     monkeypatch.setenv("TEACHER", "timm:test_vit2")
     monkeypatch.setenv("TEACHER_KWARGS", "{img_size: 224}")
     monkeypatch.setenv("STUDENT", "timm:test_vit")
@@ -77,3 +87,20 @@ def test_numbers_that_are_none_are_refused(words, capsys):
     with pytest.raises(SystemExit):
         cli.main(["plan", *words])
     assert "expected" in capsys.readouterr().err
+
+
+def test_teachers_that_are_divided_leave_their_memory_but_two_blocks(monkeypatch):
+    monkeypatch.setenv("NUM_DEVICES", "4")
+    whole = plan_run("g2l_breast", []).step
+    monkeypatch.setenv("SHARD_TEACHERS", "true")
+    divided = plan_run("g2l_breast", []).step
+    teacher = timm.create_model("test_vit2", num_classes=0, img_size=224).bfloat16()
+    block = max(sum(p.nbytes for p in block.parameters()) for block in teacher.blocks)
+    assert divided.teachers == -(-whole.teachers // 4)
+    saved = whole.teachers - divided.teachers - 2 * block
+    assert saved > 0
+    for batch in (1, 32, 256):
+        assert whole.peak(batch) - divided.peak(batch) == saved
+    assert divided.gradients == whole.gradients and divided.optimizer == whole.optimizer
+    monkeypatch.setenv("NUM_DEVICES", "1")
+    assert plan_run("g2l_breast", []).step == whole

@@ -41,6 +41,12 @@ def shard(encoder: Encoder) -> None:
     fully_shard(encoder, mesh=mesh, reshard_after_forward=True)
 
 
+def largest_block(encoder: Encoder) -> int:
+    """Bytes of the weights of an encoder's largest block, which are gathered together."""
+    parts = _blocks(encoder) or [encoder]
+    return max(sum(weight.nbytes for weight in part.parameters()) for part in parts)
+
+
 def _blocks(encoder: Encoder) -> list[nn.Module]:
     """The parts of the largest sequence in a network: the blocks of a vision transformer."""
     sequences = [
