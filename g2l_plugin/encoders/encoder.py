@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, NamedTuple, get_args, overload
 
 import torch
@@ -256,11 +257,10 @@ class Encoder(nn.Module):
         Args:
             size: Height and width of the image, in pixels.
         """
-        was_training = self.training
         weights = next(self.parameters())
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            self.eval().model(torch.zeros(1, 3, size, size).to(weights))
-        self.train(was_training)
+        counter = FlopCounterMode(display=False)
+        with torch.no_grad(), in_eval_mode(self), counter:
+            self.model(torch.zeros(1, 3, size, size).to(weights))
         return counter.get_total_flops()
 
     def describe(self) -> str:
@@ -277,6 +277,17 @@ class Encoder(nn.Module):
             f"{self.provenance.describe()}, {self.count_parameters() / 1e6:.2f} M "
             f"parameters, {self.embedding_dim} features{size}{patch}, mean {mean}, std {std}"
         )
+
+
+@contextlib.contextmanager
+def in_eval_mode(network: nn.Module) -> Iterator[None]:
+    """Puts a network into evaluation mode for the block."""
+    was_training = network.training
+    network.eval()
+    try:
+        yield
+    finally:
+        network.train(was_training)
 
 
 def _embedding_dim(model: nn.Module) -> int:

@@ -17,7 +17,7 @@ from rich.table import Table
 from typing_extensions import override
 
 from g2l_plugin import upstream
-from g2l_plugin.encoders.encoder import Encoder
+from g2l_plugin.encoders.encoder import Encoder, in_eval_mode
 from g2l_plugin.encoders.folder import export_student
 from g2l_plugin.encoders.weights import hash_tensors
 from g2l_plugin.evaluation.embed import embed_tiles
@@ -238,9 +238,8 @@ def headline(results: Mapping[str, EncoderResult]) -> dict[str, str]:
 
 def _describe(name: str, encoder: Encoder, view_size: int, batch_size: int) -> dict[str, Any]:
     images = torch.rand(batch_size, 3, view_size, view_size, device=encoder.mean.device)
-    was_training = encoder.training
-    speed = measure_speed(encoder.eval(), images)
-    encoder.train(was_training)
+    with in_eval_mode(encoder):
+        speed = measure_speed(encoder, images)
     return {
         "name": name,
         "sha256": hash_tensors(encoder.model),

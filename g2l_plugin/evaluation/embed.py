@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from g2l_plugin.encoders.encoder import Encoder
+from g2l_plugin.encoders.encoder import Encoder, in_eval_mode
 from g2l_plugin.metrics.embeddings import Embeddings
 from g2l_plugin.slides.views import center_view
 
@@ -40,17 +40,15 @@ def embed_tiles(
         The embeddings, with the metadata as groups.
     """
     device = encoder.mean.device
-    was_training = encoder.training
-    encoder.eval()
     embeddings, labels = [], []
     groups: dict[str, list[str]] = {}
     loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers)
-    for tiles, targets, metadata in tqdm(loader, description, leave=False):
-        embeddings.append(encoder(center_view(tiles.to(device), view_size)).float().cpu())
-        labels.append(targets)
-        for name, values in metadata.items():
-            groups.setdefault(name, []).extend(values)
-    encoder.train(was_training)
+    with in_eval_mode(encoder):
+        for tiles, targets, metadata in tqdm(loader, description, leave=False):
+            embeddings.append(encoder(center_view(tiles.to(device), view_size)).float().cpu())
+            labels.append(targets)
+            for name, values in metadata.items():
+                groups.setdefault(name, []).extend(values)
     return Embeddings(
         torch.cat(embeddings).numpy(),
         torch.cat(labels).numpy(),

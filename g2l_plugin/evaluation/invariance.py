@@ -11,7 +11,7 @@ from torch.nn import functional as nn_functional
 from torchvision.transforms.v2 import functional
 from tqdm import tqdm
 
-from g2l_plugin.encoders.encoder import Encoder
+from g2l_plugin.encoders.encoder import Encoder, in_eval_mode
 from g2l_plugin.evaluation.stain import StainChange
 
 STAIN_SIGMA = 0.2
@@ -97,10 +97,9 @@ def embed_changed(
     generator = torch.Generator().manual_seed(seed)
     draws = STAIN_SIGMA * (torch.rand(len(tiles), 2, 3, generator=generator) * 2 - 1)
     stain = StainChange().to(device)
-    was_training = encoder.training
-    encoder.eval()
     kept: dict[str, list[torch.Tensor]] = {name: [] for name in ("", *CHANGES)}
-    with tqdm(total=len(tiles), desc=description, unit="tile", leave=False) as progress:
+    progress = tqdm(total=len(tiles), desc=description, unit="tile", leave=False)
+    with progress, in_eval_mode(encoder):
         for start in range(0, len(tiles), batch_size):
             rows = range(start, min(start + batch_size, len(tiles)))
             images = torch.stack([fit_tile(tiles[row], size) for row in rows]).to(device)
@@ -110,7 +109,6 @@ def embed_changed(
             for name, part in ({"": images} | changed).items():
                 kept[name].append(encoder(part).float().cpu())
             progress.update(len(rows))
-    encoder.train(was_training)
     embeddings = {name: torch.cat(parts).numpy() for name, parts in kept.items()}
     return embeddings.pop(""), embeddings
 

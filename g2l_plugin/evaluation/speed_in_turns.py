@@ -16,7 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from g2l_plugin.encoders.encoder import Encoder
@@ -136,13 +135,11 @@ def time_in_turns(
 
 def _describe(name: str, encoder: Encoder, size: int) -> dict[str, Any]:
     encoder.check_views(size)
-    with FlopCounterMode(display=False) as counter:
-        encoder(torch.zeros(1, 3, size, size, device=encoder.mean.device))
     return {
         "name": name,
         "sha256": hash_tensors(encoder.model),
-        "parameters": sum(parameter.numel() for parameter in encoder.parameters()),
-        "flops": counter.get_total_flops(),
+        "parameters": encoder.count_parameters(),
+        "flops": encoder.count_flops(size),
         "embedding_dim": encoder.embedding_dim,
         "input_size": size,
     }
