@@ -2,7 +2,7 @@
 
 The import takes 14 of the 18 seconds of a command that ends in an error. Everything else is as in a
 process of its own: arguments, environment, folder, output, status. What libraries read from the
-environment as they are imported is that of the first call.
+environment as they are imported is that of the tests, offline.
 """
 
 import atexit
@@ -20,26 +20,28 @@ from unittest import mock
 _MODULES = {"eva": "eva.__main__", "g2l": "g2l_plugin.cli"}
 """What has the function `main` of each command."""
 
-_READ_AT_IMPORT = ("HF_", "PYTHON", "LD_", "OMP_", "http_", "https_", "all_")
+_READ_AT_IMPORT = ("HF_", "PYTHON", "OMP_")
 """How variables begin that libraries read as they are imported."""
 
+
+def _read_at_import(environment):
+    return {key: text for key, text in environment.items() if key.startswith(_READ_AT_IMPORT)}
+
+
+_IMPORTED_WITH = _read_at_import(os.environ | {"HF_HUB_OFFLINE": "1"})
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload([_MODULES["eva"]])
-_imported_with: dict[str, str] | None = None
 
 
 def can_run(environment: dict[str, str]) -> bool:
-    """Whether an environment has the variables with which eva has been imported, or will be."""
-    return sys.platform == "linux" and _imported_with in (None, _read_at_import(environment))
+    """Whether an environment has the variables with which eva is imported here."""
+    return sys.platform == "linux" and _read_at_import(environment) == _IMPORTED_WITH
 
 
 def run(command, cwd, environment, timeout) -> subprocess.CompletedProcess:
     """Runs a command, the name `eva` or `g2l` and its arguments, as `subprocess.run` does."""
-    global _imported_with
-    if _imported_with is None:
-        with mock.patch.dict(os.environ, environment, clear=True):
-            forkserver.ensure_running()
-        _imported_with = _read_at_import(environment)
+    with mock.patch.dict(os.environ, environment, clear=True):
+        forkserver.ensure_running()  # starts it once
     with tempfile.TemporaryDirectory() as folder:
         output = [Path(folder, name) for name in ("stdout", "stderr")]
         process = _context.Process(target=_run, args=(command, cwd, environment, output))
@@ -50,10 +52,6 @@ def run(command, cwd, environment, timeout) -> subprocess.CompletedProcess:
             raise subprocess.TimeoutExpired(command, timeout)
         texts = [path.read_text() for path in output]
     return subprocess.CompletedProcess(command, process.exitcode, *texts)
-
-
-def _read_at_import(environment):
-    return {key: text for key, text in environment.items() if key.startswith(_READ_AT_IMPORT)}
 
 
 def _run(command, cwd, environment, output):
