@@ -62,7 +62,11 @@ class MeanSquaredErrorLoss(DistillationLoss):
 
 
 class CosineLoss(DistillationLoss):
-    """One minus the cosine between the two embeddings of each tile, averaged over the batch."""
+    """One minus the cosine between the two embeddings of each tile, averaged over the batch.
+
+    The length of embeddings is left free. That of a few tiles can become many times that of others
+    (docs/study.md), and decides distances that depend on it.
+    """
 
     @override
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
