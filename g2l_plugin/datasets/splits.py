@@ -92,11 +92,16 @@ def _draw_folds(labels: np.ndarray, patients: np.ndarray, seed: int) -> np.ndarr
     """Fold of each row, int (N,)."""
     folds = np.empty(len(labels), int)
     n_folds = min(_N_FOLDS, int(pd.Series(labels).value_counts().max()))
-    splitter = StratifiedGroupKFold(n_folds, shuffle=True, random_state=seed % 2**32)
+    names, of_row = np.unique(patients, return_inverse=True)
+    # Shuffled here: scikit-learn before 1.8, which is all there is for Python 3.10, shuffles the
+    # patients' labels without the patients, so that folds are not stratified.
+    order = np.random.RandomState(seed % 2**32).permutation(len(names))
+    shuffled = np.argsort(order)[of_row]
+    splitter = StratifiedGroupKFold(n_folds)
     with warnings.catch_warnings():
         # scikit-learn warns of labels with fewer rows than folds; the caller checks the splits.
         warnings.simplefilter("ignore", UserWarning)
-        for number, (_, held_out) in enumerate(splitter.split(labels, labels, patients)):
+        for number, (_, held_out) in enumerate(splitter.split(labels, labels, shuffled)):
             folds[held_out] = number
     return folds
 
