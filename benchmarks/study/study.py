@@ -13,6 +13,7 @@ is chosen; `test` judges what has ended on the split `test`, once.
 """
 
 import argparse
+import dataclasses
 import importlib.resources
 import json
 import os
@@ -290,8 +291,19 @@ def test(options: argparse.Namespace) -> None:
             train, held_out = embed(source, keep=encoder == "teacher")
             results = [compute_all([KNNVoting(), LogisticProbe()], train, held_out)]
             values[encoder] = merge([*results, align(held_out, targets)]).values
+            values[encoder] |= without_lengths(held_out, targets)
         (folder / "test.json").write_text(json.dumps(values, indent=2))
         print(folder, flush=True)
+
+
+def without_lengths(evaluated: Embeddings, teacher: Embeddings) -> dict[str, float]:
+    """CKA of embeddings of length 1, and how many are 10 times as long as the median one."""
+    lengths = np.linalg.norm(evaluated.values, axis=1, keepdims=True)
+    units = dataclasses.replace(evaluated, values=evaluated.values / lengths)
+    return {
+        "LinearCKAUnbiased of unit lengths": align(units, teacher).values["LinearCKAUnbiased"],
+        "long embeddings": int((lengths > 10 * np.median(lengths)).sum()),
+    }
 
 
 def collect(work: Path, split: str = "val") -> pd.DataFrame:

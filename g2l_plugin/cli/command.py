@@ -25,6 +25,21 @@ def add_command(
     )
 
 
+def add_workers(parser: Any) -> None:
+    """Adds what a command's jobs run on: processes of this machine, or a cluster.
+
+    Args:
+        parser: The command's parser, or one of its groups.
+    """
+    add = parser.add_mutually_exclusive_group().add_argument
+    add("--workers", type=int, help="processes; one per usable CPU core if not given")
+    add(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="Dask scheduler whose workers do it, as tcp://host:8786",
+    )
+
+
 def shard(text: str) -> tuple[int, int]:
     """Reads `--shard I/N`: the I-th of N parts, I from 1."""
     part, _, n_parts = text.partition("/")

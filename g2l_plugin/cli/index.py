@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from g2l_plugin.cli.command import Commands, add_command, shard
+from g2l_plugin.cli.command import Commands, add_command, add_workers, shard
 
 if TYPE_CHECKING:
     from g2l_plugin.slides.index import Index
@@ -56,13 +56,7 @@ def add_parser(commands: Commands) -> None:
         default="auto",
         help="auto decodes a slide's own tiles where that gives the same pixels; openslide never",
     )
-    where = how.add_mutually_exclusive_group().add_argument
-    where("--workers", type=int, help="processes; one per usable CPU core if not given")
-    where(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="Dask scheduler whose workers index the slides, as tcp://host:8786",
-    )
+    add_workers(how)
     add(
         "--slide-timeout",
         type=float,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from g2l_plugin.cli.command import Commands, add_command
+from g2l_plugin.cli.command import Commands, add_command, add_workers
 from g2l_plugin.errors import UserError
 
 _EPILOG = """\
@@ -43,13 +43,7 @@ def add_parser(commands: Commands) -> None:
     add("--n-val-tiles", type=int, default=2048, help="tiles for validation")
     add("--n-val-patients", type=int, default=20, help="patients held out for validation")
     add("--max-lost", type=float, default=0.01, help="share of tiles that may be unreadable")
-    where = parser.add_mutually_exclusive_group().add_argument
-    where("--workers", type=int, help="processes; one per usable CPU core if not given")
-    where(
-        "--scheduler",
-        metavar="ADDRESS",
-        help="Dask scheduler whose workers pack, as tcp://host:8786",
-    )
+    add_workers(parser)
     images = parser.add_argument_group("images that are no slides")
     add = images.add_argument
     add("--mpp", type=float, help="microns per pixel of images for which a manifest says none")

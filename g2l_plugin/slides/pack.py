@@ -13,7 +13,7 @@ import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -69,11 +69,10 @@ def pack_tiles(
             tiles are lost, or the disk is full.
     """
     import_litdata()
-    if scheduler is not None:
-        check_scheduler(scheduler)  # before the tiles are read from the index
+    (target,) = _paths_for(scheduler, output)
     settings = read_settings(index_dir)
     seed = settings["cohort"]["seed"]
-    with _unfinished_pack(Path(output).expanduser().absolute()) as folder:
+    with _unfinished_pack(target) as folder:
         sources: dict[Split, SlideTiles] = {}
         for split in SPLITS:
             dataset = TileDataset(
@@ -98,8 +97,8 @@ def pack_tiles(
             "n_val_tiles": n_val_tiles,
             "n_val_patients": n_val_patients,
         }
-        how = (quality, max_lost, workers, scheduler, [root])
-        _write_pack(folder, description, sources, names, *how)
+        jobs = {"workers": workers, "scheduler": scheduler, "needs": [root]}
+        _write_pack(folder, description, sources, names, quality, max_lost, jobs)
 
 
 def pack_images(
@@ -145,14 +144,12 @@ def pack_images(
             full.
     """
     import_litdata()
-    if scheduler is not None:
-        check_scheduler(scheduler)  # before the images are listed
-    path = Path(source).expanduser().absolute()
+    path, target = _paths_for(scheduler, source, output)
     images = find_images(path)
     if mpp is not None:
         images.table["mpp"] = images.table["mpp"].fillna(mpp)
     images.table["patient"] = _find_patients(images.table, patient_pattern)
-    with _unfinished_pack(Path(output).expanduser().absolute()) as folder:
+    with _unfinished_pack(target) as folder:
         sizes = _measure_once(images, folder / ".sizes.parquet")
         sources: dict[Split, ImageTiles] = {}
         for split in SPLITS:
@@ -164,16 +161,29 @@ def pack_images(
             )
             sources[split] = tiles
         description = {
-            "images": path.name,
+            "images": Path(source).name,
             "grid": {"width": tile_size, "height": tile_size, "target_mpp": target_mpp},
             "seed": seed,
             "n_val_tiles": n_val_tiles,
             "n_val_patients": n_val_patients,
         }
         names = images.table["name"].tolist()
-        how = (quality, max_lost, workers, scheduler, [path])
-        _write_pack(folder, description, sources, names, *how)
+        jobs = {"workers": workers, "scheduler": scheduler, "needs": [path]}
+        _write_pack(folder, description, sources, names, quality, max_lost, jobs)
         (folder / ".sizes.parquet").unlink()
+
+
+def _paths_for(scheduler: str | None, *paths: str | Path) -> list[Path]:
+    """Returns paths as they are given, or as the workers of a cluster find them.
+
+    Raises:
+        UserError: The cluster does not answer.
+    """
+    expanded = [Path(path).expanduser() for path in paths]
+    if scheduler is None:
+        return expanded
+    check_scheduler(scheduler)  # before tiles are listed
+    return [path.absolute() for path in expanded]  # workers run in folders of their own
 
 
 def _write_pack(
@@ -183,9 +193,7 @@ def _write_pack(
     names: list[str],
     quality: int,
     max_lost: float,
-    workers: int | None,
-    scheduler: str | None,
-    needs: Sequence[Path],
+    jobs: Mapping[str, Any],
 ) -> None:
     """Writes a pack, or what is missing of it.
 
@@ -196,9 +204,7 @@ def _write_pack(
         names: Names of the slides or images.
         quality: JPEG quality.
         max_lost: Largest share of tiles that may be unreadable.
-        workers: Processes.
-        scheduler: Address of a Dask scheduler.
-        needs: Where the tiles are read from.
+        jobs: Where the shards are written, for `write_shards`.
     """
     description = description | {"quality": quality}
     description |= {f"{split}_tiles": len(source) for split, source in sources.items()}
@@ -206,8 +212,7 @@ def _write_pack(
     _check_same_pack(folder, description)
     _write_origins(folder / ORIGINS, sources["train"], names)
     for split, source in sources.items():
-        seed, target = description["seed"], folder / split
-        lost = write_shards(source, target, seed, quality, workers, scheduler, needs)
+        lost = write_shards(source, folder / split, description["seed"], quality, **jobs)
         if lost > max_lost * len(source):
             raise UserError(
                 f"{lost:,} of {len(source):,} {split} tiles cannot be read, more than the "

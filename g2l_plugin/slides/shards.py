@@ -34,7 +34,7 @@ SHARD_TILES = 2048
 """Tiles per shard, about 80 MB."""
 
 _PARTIAL = ".partial-"
-"""Start of the names of folders in which a process writes a shard."""
+"""Start of the names of folders for what a process writes and does not leave."""
 
 
 class PackableTiles(TileSource, Protocol):
@@ -106,9 +106,10 @@ def write_shards(
     with progress, contextlib.closing(outcomes):
         for number, crash in outcomes:
             if isinstance(crash, WorkerCrash):
+                fewer = " with fewer (--workers)" if scheduler is None else ""
                 raise UserError(
                     f"A process that packed was killed ({crash}): memory may have run out. Run the "
-                    "same command again with fewer (--workers): it goes on."
+                    f"same command again{fewer}: it goes on."
                 )
             progress.update(len(shards[number]))
     return _write_index(writer, source)
@@ -119,15 +120,13 @@ def _write_on_cluster(
 ) -> Generator[tuple[int, Any], None, None]:
     """Writes shards on the workers of a cluster; yields what `run_jobs` does."""
     # On the disk: ten million tiles are 200 MB, too much to send with each of 5,000 shards.
-    file = writer.folder / ".writer.pickle"
-    file.write_bytes(pickle.dumps(writer))
-    try:
+    with tempfile.TemporaryDirectory(prefix=_PARTIAL, dir=writer.folder) as partial:
+        file = Path(partial) / "writer.pickle"
+        file.write_bytes(pickle.dumps(writer))
         jobs = [(file, number) for number in numbers]
         needs = [file, *needs]
         for (_, number), outcome in run_jobs(_write_shard, jobs, scheduler=scheduler, needs=needs):
             yield number, outcome
-    finally:
-        file.unlink()
 
 
 def _write_shard(job: tuple[Path, int]) -> None:

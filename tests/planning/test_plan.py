@@ -20,7 +20,6 @@ def variables(monkeypatch):
         "SHARD_TEACHERS",
     ):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.delenv("SHARD_TEACHERS", raising=False)
     monkeypatch.setenv("TEACHER", "timm:test_vit2")
     monkeypatch.setenv("TEACHER_KWARGS", "{img_size: 224}")
     monkeypatch.setenv("STUDENT", "timm:test_vit")
