@@ -38,6 +38,7 @@ from g2l_plugin import DistillationModule, Encoder
 from g2l_plugin.distillation.objective import CombinedObjective
 from g2l_plugin.distillation.teachers import Teachers
 from g2l_plugin.encoders.encoder import Provenance
+from g2l_plugin.encoders.float8 import compute_in_float8
 from g2l_plugin.encoders.load import EncoderSource
 from g2l_plugin.planning.step_memory import step_alone
 from g2l_plugin.slides.batch import TileBatch
@@ -138,7 +139,7 @@ class Bench:
         torch.manual_seed(0)
         module = self.module(micro)
         if fp8:
-            quantize(module.teacher)
+            compute_in_float8(module.teacher.model)
         for encoder in (module.student, *module.teachers.encoders) if compile else ():
             for part in encoder.model.blocks if compile == "blocks" else [encoder]:
                 part.compile()
@@ -192,24 +193,12 @@ class Bench:
         teacher.model.to(torch.bfloat16)
         found["bfloat16 throughout"] = teacher(images)
         if self.on_cuda and importlib.util.find_spec("torchao"):
-            quantize(teacher)
+            compute_in_float8(teacher.model)
             found["fp8"] = teacher(images)
         return {
             name: functional.cosine_similarity(full, embeddings.float()).mean().item()
             for name, embeddings in found.items()
         }
-
-
-def quantize(encoder: Encoder) -> None:
-    """Computes linear layers in fp8: weights and activations, a scale for each row."""
-    from torchao.quantization import (
-        Float8DynamicActivationFloat8WeightConfig,
-        PerRow,
-        quantize_,
-    )
-
-    config = Float8DynamicActivationFloat8WeightConfig(granularity=PerRow())
-    quantize_(encoder.model, config, lambda part, _: isinstance(part, nn.Linear))
 
 
 def wait_for_turn() -> None:

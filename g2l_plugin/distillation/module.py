@@ -147,6 +147,13 @@ class DistillationModule(RunModule):
                 "With `shard_teachers` (SHARD_TEACHERS) the devices use the teachers together, but "
                 "with `teacher_cache` each where its own tiles are missing. Set one of them."
             )
+        if student.dtype == "float8":
+            raise UserError("A student in float8 cannot be trained. Set its `dtype` to float32.")
+        if shard_teachers and any(source.dtype == "float8" for source in self.teacher_sources):
+            raise UserError(
+                "Weights in float8 cannot be divided between devices. Set TEACHER_DTYPE to "
+                "bfloat16, or SHARD_TEACHERS to false."
+            )
         if projector != "linear" and (self.widths or not normalize_teacher):
             raise UserError(
                 "`widths` and `normalize_teacher: false` are settings of `projector: linear`. "

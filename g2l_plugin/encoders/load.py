@@ -14,6 +14,7 @@ from loguru import logger
 from torch import nn
 
 from g2l_plugin.encoders.encoder import Encoder, Output, Provenance
+from g2l_plugin.encoders.float8 import compute_in_float8, require_float8
 from g2l_plugin.encoders.folder import load_folder
 from g2l_plugin.encoders.hub_errors import explain_hub_errors
 from g2l_plugin.encoders.known import KnownEncoder, find_known
@@ -27,7 +28,9 @@ _PRECISIONS = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
+    "float8": torch.bfloat16,
 }
+"""Of the weights as they are loaded; see `float8` for what then becomes of those."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +47,8 @@ class EncoderSource:
         mean: Normalisation mean, RGB; None uses the encoder's own.
         std: Normalisation standard deviation, RGB; None uses the encoder's own.
         output: The output: class token, class token with mean patch token, or patch tokens.
-        dtype: Precision of the weights: float32, bfloat16 or float16.
+        dtype: Precision of the weights: float32, bfloat16, float16 or float8 (of linear layers, the
+            rest in bfloat16; for a frozen encoder on a GPU that has it).
         trust_remote_code: The one repository (`org/name`, or the folder) whose code may run; None
             runs no repository's code.
     """
@@ -100,7 +104,8 @@ def load_encoder(
         mean: Normalisation mean, RGB; None uses the encoder's own.
         std: Normalisation standard deviation, RGB; None uses the encoder's own.
         output: The output: class token, class token with mean patch token, or patch tokens.
-        dtype: Precision of the weights: float32, bfloat16 or float16.
+        dtype: Precision of the weights: float32, bfloat16, float16 or float8 (of linear layers, the
+            rest in bfloat16; for a frozen encoder on a GPU that has it).
         trust_remote_code: The one repository (`org/name`, or the folder) whose code may run; None
             runs no repository's code.
 
@@ -108,8 +113,9 @@ def load_encoder(
         The encoder, for RGB images in [0, 1].
 
     Raises:
-        UserError: The source is unknown, unreachable, gated or not in safetensors, or its weights
-            are damaged or do not fit the network.
+        UserError: The source is unknown, unreachable, gated or not in safetensors, its weights are
+            damaged or do not fit the network, or `dtype` is float8 and there is no torchao or no
+            GPU that computes in it.
 
     Examples:
         >>> import torch
@@ -122,6 +128,8 @@ def load_encoder(
     source, revision = split_revision(source, revision)
     if dtype not in _PRECISIONS:
         raise UserError(f"Unknown dtype {dtype!r}. Expected {', '.join(_PRECISIONS)}.")
+    if dtype == "float8":
+        require_float8(source)
     known = find_known(source)
     known_kwargs = {} if known is None or source.startswith("eva:") else known.model_kwargs
     kwargs = dict(known_kwargs) | (model_kwargs or {})
@@ -142,6 +150,8 @@ def load_encoder(
     logger.info(f"Loaded {encoder.describe()}")
     if known and not model_kwargs:
         _warn_if_changed(encoder, known)
+    if dtype == "float8":
+        compute_in_float8(model)
     return encoder
 
 

@@ -86,6 +86,8 @@ def build_weightless(module: DistillationModule) -> None:
 
 
 def _without_weights(source: EncoderSource) -> EncoderSource:
+    # There are no weights to convert; the plan is that of bfloat16, and a float8 run needs less.
+    source = dataclasses.replace(source, dtype=source.dtype.replace("float8", "bfloat16"))
     known = find_known(source.source.partition("@")[0])
     if source.source.startswith("eva:"):  # eva builds its networks with weights alone
         if known is None:

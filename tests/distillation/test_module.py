@@ -382,6 +382,13 @@ def test_teachers_that_the_devices_use_together_have_no_cache(make_module, tmp_p
         )
 
 
+def test_float8_is_for_whole_teachers(make_module):
+    with pytest.raises(UserError, match="A student in float8 cannot be trained"):
+        make_module(student=EncoderSource("scratch:vits14", dtype="float8"))
+    with pytest.raises(UserError, match="cannot be divided between devices"):
+        make_module(shard_teachers=True, teacher=EncoderSource("demo:teacher", dtype="float8"))
+
+
 @pytest.mark.parametrize("projector", ["rotation", "learned_rotation"])
 @pytest.mark.parametrize("options", [{"widths": [8]}, {"normalize_teacher": False}])
 def test_a_rotation_has_no_settings_of_the_linear_projector(make_module, projector, options):
