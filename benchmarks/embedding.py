@@ -89,7 +89,9 @@ def time_tool(tool: str, python: str, exported: Path, slide: Path, batch_size: i
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "found.npz"
         command = [python, _IN_OTHER_TOOLS, tool, exported, slide, out, options]
-        subprocess.run(command, check=True)
+        # Without this package's own entry point: the tool's environment may have another of it.
+        environment = os.environ | {"TORCH_DEVICE_BACKEND_AUTOLOAD": "0"}
+        subprocess.run(command, check=True, env=environment)
         found = np.load(out)
         return len(found["features"]) / float(found["seconds"])
 

@@ -13,7 +13,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from g2l_plugin.publishing.export.export import TOOLS
 from g2l_plugin.publishing.licenses import StudentLicense
-from g2l_plugin.runs.outcome import find_decline
+from g2l_plugin.runs.outcome import find_contradiction, find_decline
 from g2l_plugin.runs.record import RunRecord
 from g2l_plugin.slides.patients import UNKNOWN
 
@@ -75,6 +75,7 @@ def render_card(facts: CardFacts) -> str:
             patients=_patients(record.cohort.get("patients"), facts.lists_patients),
             alignment_rows=_alignment_rows(record),
             decline=find_decline(record.start, record.alignment, record.change),
+            contradiction=find_contradiction(record.start, record.alignment, record.change),
             undefined=_undefined(facts.evaluation),
             robustness_measured=_robustness_measured(facts.evaluation),
             cell=_cell,

@@ -30,7 +30,7 @@ from g2l_plugin.runs.checkpoints import (
     student_checkpoint,
     student_weights,
 )
-from g2l_plugin.runs.outcome import find_decline
+from g2l_plugin.runs.outcome import find_contradiction, find_decline
 from g2l_plugin.runs.record import KEY, RunRecord
 from g2l_plugin.runs.run_folder import CONFIG, EVALUATION, STUDENT
 from g2l_plugin.slides.patients import UNKNOWN
@@ -143,6 +143,11 @@ def publish_run(
             f"The student is further from its teacher than its start, so it is not published: "
             f"{decline}. Train it again, e.g. with configs/g2l_robust.yaml, or publish it anyway: "
             f"g2l publish --force {run}"
+        )
+    if contradiction := find_contradiction(record.start, record.alignment, record.change):
+        logger.warning(
+            f"The student is further from its teacher in one way and nearer in another: "
+            f"{contradiction}. Compare it with its start on a task before you use it."
         )
     # Whoever gets the folder learns nothing of this machine's folders.
     record = RunRecord.from_checkpoint({KEY: without_paths(record.to_dict())}, str(path))

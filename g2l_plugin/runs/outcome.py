@@ -54,15 +54,43 @@ def find_decline(
         end: Figures of the last validation; may be empty.
         change: Differences with their intervals, see `RunRecord`.
     """
-    declined, improved = [], False
+    declined, improved = _compare(start, end, change)
+    return ", ".join(declined) if declined and not improved else None
+
+
+def find_contradiction(
+    start: Mapping[str, float],
+    end: Mapping[str, float],
+    change: Mapping[str, Sequence[float | None]],
+) -> str | None:
+    """Says what of CKA and shared neighbours declined while the other improved; None otherwise.
+
+    Args:
+        start: As in `find_decline`.
+        end: As in `find_decline`.
+        change: As in `find_decline`.
+    """
+    declined, improved = _compare(start, end, change)
+    return f"{declined[0]}, but {improved[0]}" if declined and improved else None
+
+
+def _compare(
+    start: Mapping[str, float],
+    end: Mapping[str, float],
+    change: Mapping[str, Sequence[float | None]],
+) -> tuple[list[str], list[str]]:
+    """The figures that declined, and those that improved."""
+    declined, improved = [], []
     for name, title in _COMPARED.items():
         difference, low, high = change.get(name, (None, None, None))
-        if difference is None:
+        if difference is None or name not in start or name not in end:
             continue
+        text = f"{title} {start[name]:.3f} → {end[name]:.3f}"
         if (difference if high is None else high) < 0:
-            declined.append(f"{title} {start[name]:.3f} → {end[name]:.3f}")
-        improved |= (difference if low is None else low) > 0
-    return ", ".join(declined) if declined and not improved else None
+            declined.append(text)
+        if (difference if low is None else low) > 0:
+            improved.append(text)
+    return declined, improved
 
 
 def _arrow(before: float | None, after: float, form: str) -> str:

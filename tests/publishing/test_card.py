@@ -254,6 +254,11 @@ def test_a_student_that_is_worse_than_its_start_is_called_so():
     card = render_card(dataclasses.replace(FACTS, record=record))
     assert "further from its teacher than the weights it started from:** CKA" in card
     assert "further from its teacher" not in render_card(FACTS)
+    change = {"val/cka": [0.1, 0.05, 0.2], "val/shared_neighbours": [-0.1, -0.2, -0.05]}
+    card = render_card(
+        dataclasses.replace(FACTS, record=dataclasses.replace(RECORD, change=change))
+    )
+    assert "started from in one of these:** shared neighbours" in card
 
 
 def test_a_figure_that_is_no_number_is_not_in_the_metadata():

@@ -57,6 +57,21 @@ def make_run(tmp_path):
     return make
 
 
+def test_a_student_that_is_nearer_in_one_way_and_further_in_another_is_said_so(make_run, warned):
+    start = {"val/cka": 0.4, "val/shared_neighbours": 0.32}
+    alignment = {"val/cka": 0.5, "val/shared_neighbours": 0.25, "tiles": 300, "step": 10}
+    change = {"val/cka": [0.1, 0.05, 0.2], "val/shared_neighbours": [-0.07, -0.1, -0.05]}
+    run, _ = make_run(
+        change=lambda checkpoint: checkpoint[KEY].update(change=change),
+        start=start,
+        alignment=alignment,
+    )
+    card = (publish_run(run).folder / "README.md").read_text()
+    (warning,) = (text for text in warned if "nearer in another" in text)
+    for text in (warning, card):
+        assert "shared neighbours 0.320 → 0.250, but CKA with the teacher 0.400 → 0.500" in text
+
+
 def test_a_run_is_published_with_card_results_and_config(make_run, tmp_path):
     run, student = make_run()
     published = publish_run(run.parent, tmp_path / "out")

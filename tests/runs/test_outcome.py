@@ -1,6 +1,6 @@
 import pytest
 
-from g2l_plugin.runs.outcome import describe_outcome, find_decline
+from g2l_plugin.runs.outcome import describe_outcome, find_contradiction, find_decline
 
 START = {"val/cka": 0.85, "val/shared_neighbours": 0.46}
 END = {"val/cka": 0.77, "val/shared_neighbours": 0.5, "tiles": 300, "step": 500}
@@ -37,3 +37,12 @@ def test_a_decline_is_a_change_below_its_interval_that_nothing_makes_up_for(cka,
     assert (decline is not None) == worse
     if worse and cka[0] is not None and cka[0] < 0:
         assert "CKA with the teacher 0.850 → 0.770" in decline
+
+
+def test_one_figure_up_and_the_other_down_contradict_each_other():
+    change = {"val/cka": [-0.08, -0.1, -0.06], "val/shared_neighbours": [0.04, 0.03, 0.05]}
+    assert find_contradiction(START, END, change) == (
+        "CKA with the teacher 0.850 → 0.770, but shared neighbours 0.460 → 0.500"
+    )
+    for unclear in ([0.04, -0.01, 0.09], [-0.04, -0.05, -0.03], [None, None, None]):
+        assert find_contradiction(START, END, change | {"val/shared_neighbours": unclear}) is None
