@@ -43,6 +43,7 @@ _INDEXING = {"aten::index", "aten::index_put", "aten::index_put_", "aten::_index
 _COPIES = {"aten::_to_copy", "aten::copy_"}
 _NO_KERNELS = {"aten::empty", "aten::empty_like", "aten::new_empty", "aten::empty_strided"}
 _NO_KERNELS |= {"aten::new_empty_strided", "aten::detach", "aten::lift_fresh", "aten::alias"}
+_NO_KERNELS |= {"aten::_unsafe_view"}  # a view that is not marked as one
 
 
 class FakeCuda(TorchDispatchMode):

@@ -9,8 +9,10 @@ import torch
 from timm.optim import param_groups_weight_decay
 from timm.utils import ModelEmaV3
 from torch.nn import functional
+from torch.nn.utils.parametrizations import weight_norm
 
 import g2l_plugin
+from g2l_plugin.distillation.objective import Objective
 from g2l_plugin.evaluation.stain import StainChange
 from g2l_plugin.transfer import to_device
 
@@ -59,6 +61,23 @@ class WithoutDecayOfNorms(g2l_plugin.DistillationModule):
             param_groups_weight_decay(self, weight_decay=0.05)
         )
         return super().configure_optimizers()
+
+
+class WithWeightNorm(g2l_plugin.DistillationModule):
+    """The rows of the projector's weight have a length of their own.
+
+    The batch norm after the projector undoes any length: what changes is how directions are
+    learned, since their gradient is at right angles to them.
+    """
+
+    def configure_model(self) -> None:
+        """Builds the networks and the objective."""
+        if hasattr(self, "objective"):
+            return
+        super().configure_model()
+        for part in self.objective.modules():
+            if isinstance(part, Objective):
+                weight_norm(part.projector)
 
 
 class StainJitter(torch.nn.Module):
