@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import lightning.pytorch as pl
@@ -19,6 +20,7 @@ from g2l_plugin.runs.checkpoints import read_checkpoint, student_checkpoint
 from g2l_plugin.runs.outcome import describe_outcome
 from g2l_plugin.runs.record import RunRecord
 from g2l_plugin.runs.run_callback import RunCallback
+from g2l_plugin.runs.run_folder import STUDENT
 
 
 class PublishStudent(RunCallback):
@@ -94,6 +96,8 @@ class PublishStudent(RunCallback):
         path = student_checkpoint(run_folder)
         record = RunRecord.from_checkpoint(read_checkpoint(path), str(path))
         self._outcome = describe_outcome(record.start, record.alignment)
+        for partial in run_folder.glob(f".{STUDENT}.*.part"):  # of a run killed as it published
+            shutil.rmtree(partial, ignore_errors=True)
         try:
             published = publish_run(
                 run_folder,

@@ -72,6 +72,15 @@ def test_a_student_that_is_nearer_in_one_way_and_further_in_another_is_said_so(m
         assert "shared neighbours 0.320 → 0.250, but CKA with the teacher 0.400 → 0.500" in text
 
 
+def test_what_a_run_left_that_was_killed_as_it_published_is_removed(make_run):
+    run, _ = make_run()
+    (run / ".student.abcd.part").mkdir()
+    (run / ".student.abcd.part" / "model.safetensors").touch()
+    PublishStudent(cancer="breast").on_run_end(None, run)
+    assert (run / "student" / "model.safetensors").stat().st_size
+    assert not list(run.glob(".student.*"))
+
+
 def test_a_run_is_published_with_card_results_and_config(make_run, tmp_path):
     run, student = make_run()
     published = publish_run(run.parent, tmp_path / "out")

@@ -47,13 +47,18 @@ class Run:
 
 @pytest.fixture
 def make(tmp_path):
+    made = []
+
     def make(**options):
         callback, run = RunCheckpoint(**options), Run(tmp_path)
         callback.dirpath = str(tmp_path / "checkpoints")
         callback.on_train_start(run, run)
+        made.append((callback, run))
         return callback, run
 
     yield make
+    for callback, run in reversed(made):  # signals are again what they were
+        callback.on_train_end(run, run)
 
 
 def kept(tmp_path):
