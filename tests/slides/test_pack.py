@@ -262,6 +262,15 @@ def test_a_run_with_another_tile_size_than_the_images_is_refused(images, tmp_pat
         packed(tmp_path / "packed", "train", width=32, height=32, n_val_tiles=2048)
 
 
+@pytest.fixture
+def interrupts():
+    """SIGINT interrupts, as in a terminal: what a shell runs in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interrupts")
 def test_a_stopped_pack_goes_on_and_gives_the_same(images, tmp_path, monkeypatch):
     monkeypatch.setattr(shards_module, "SHARD_TILES", 4)
     pack_some(images, tmp_path / "whole")
