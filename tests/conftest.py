@@ -16,8 +16,8 @@ from loguru import logger
 
 
 def pytest_xdist_auto_num_workers() -> int:
-    """Two more than there are cores: many tests wait for another process or for a clock."""
-    return min(4, (os.cpu_count() or 1) + 2)
+    """One more than there are cores: many tests wait for another process or for a clock."""
+    return min(4, (os.cpu_count() or 1) + 1)
 
 
 _LONG = ("end_to_end/", "test_registration.py", "test_hub.py", "test_publish.py", "test_cluster.py")
