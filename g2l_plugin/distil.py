@@ -74,7 +74,8 @@ def distil(
         The folder of the student, which plain timm loads.
 
     Raises:
-        UserError: A source, the tiles or a setting cannot be used, or the run fails.
+        UserError: A source, the tiles or a setting cannot be used, the run fails, or its student is
+            further from the teacher than its start. Its checkpoint is kept in that case.
 
     Examples:
         >>> import timm
@@ -131,6 +132,7 @@ def distil(
         seed=seed,
     )
     trainer.fit(module, datamodule=data)
+    publish.raise_failure()
     assert publish.student_folder is not None
     return publish.student_folder
 
