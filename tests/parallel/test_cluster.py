@@ -108,7 +108,6 @@ def test_an_index_of_which_a_worker_is_killed_equals_that_of_one_machine(
     # The reader of a pipe into which nobody writes hangs.
     kept = (tmp_path / "slides" / "1.tiff").rename(tmp_path / "1.tiff")
     os.mkfifo(tmp_path / "slides" / "1.tiff")
-    pids = client.run(os.getpid)
     monkeypatch.chdir(tmp_path)
     relative = ("index", GRID, "slides")
     thread = threading.Thread(target=build_index, args=relative, kwargs={"scheduler": scheduler})
@@ -118,7 +117,8 @@ def test_an_index_of_which_a_worker_is_killed_equals_that_of_one_machine(
     until(lambda: sum(map(len, client.processing().values())) == 1)
     kept.rename(tmp_path / "slides" / "1.tiff")
     (hanging,) = [worker for worker, keys in client.processing().items() if keys]
-    os.kill(pids[hanging], signal.SIGKILL)
+    # Now: a worker that an earlier test killed may have come back in between.
+    os.kill(client.run(os.getpid, workers=[hanging])[hanging], signal.SIGKILL)
     thread.join(30)
     assert not thread.is_alive()
 
