@@ -20,14 +20,6 @@ def pytest_xdist_auto_num_workers() -> int:
     return min(4, (os.cpu_count() or 1) + 1)
 
 
-_LONG = ("end_to_end/", "test_registration.py", "test_hub.py", "test_publish.py", "test_cluster.py")
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Files that take long come first: at the end, workers would wait for the last of them."""
-    items.sort(key=lambda item: not any(part in str(item.path) for part in _LONG))
-
-
 @pytest.fixture(autouse=True)
 def keep_start_method():
     """Processes start as before: eva's datasets of embeddings have all that follow spawned."""

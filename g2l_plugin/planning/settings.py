@@ -24,7 +24,7 @@ class Model:
         source: Its source, for `load_encoder`.
         revision: Branch, tag or commit; None if none is named, or if the source has it.
         pretrained: Whether it has published weights.
-        dtype: Precision of its weights; bfloat16 for float8, which needs less.
+        dtype: Precision of its weights.
     """
 
     variable: str
@@ -166,7 +166,7 @@ def _model(variable: str, values: dict[str, Any]) -> Model:
         str(values["source"]),
         _text_or_none(values.get("revision")),
         _typed(values.get("pretrained", True)) is not False,
-        str(values.get("dtype", "float32")).replace("float8", "bfloat16"),
+        str(values.get("dtype", "float32")),
     )
 
 
