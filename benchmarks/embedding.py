@@ -29,6 +29,8 @@ from pathlib import Path
 
 import numpy as np
 import openslide
+import tifffile
+import timm
 import torch
 from cohorts import find_slides, make_full_size
 from rich.console import Console
@@ -96,14 +98,45 @@ def time_tool(tool: str, python: str, exported: Path, slide: Path, batch_size: i
         return len(found["features"]) / float(found["seconds"])
 
 
+def write_mosaic(source: Path, folder: Path, times: int, mpp: float) -> Path:
+    """Writes a slide of so many by so many repeats of another, in JPEG, at a stated resolution."""
+    with openslide.OpenSlide(str(source)) as slide:
+        image = np.asarray(slide.read_region((0, 0), 0, slide.dimensions).convert("RGB"))
+    pixels = np.tile(image, (times, times, 1))
+    folder.mkdir()
+    with tifffile.TiffWriter(folder / "mosaic.tiff") as writer:
+        for step in (1, 4, 16):
+            writer.write(
+                pixels[::step, ::step],
+                tile=(240, 240),
+                photometric="rgb",
+                compression="jpeg",
+                compressionargs={"level": 80},
+                subfiletype=int(step > 1),
+                resolution=(1e4 / mpp / step,) * 2,
+                resolutionunit="CENTIMETER",
+            )
+    return folder
+
+
+def save_one_block(folder: Path) -> str:
+    """Saves one block of a small ViT, with random weights; returns its source."""
+    torch.manual_seed(0)
+    options = {"depth": 1, "embed_dim": 64, "num_heads": 2, "num_classes": 0}
+    network = timm.create_model("vit_tiny_patch16_224", **options)
+    timm.models.save_for_hf(network, str(folder), safe_serialization=True)
+    return f"local-dir:{folder}"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
     add("--slides", type=Path, default=os.environ.get("G2L_SLIDES"), help="the first is embedded")
-    add("--model", default="demo:teacher")
+    add("--model", default="demo:teacher", help="or one-block, of a small ViT")
     add("--tile-size", type=int, default=56)
     add("--overwrite-mpp", type=float, default=0.5)
     add("--full-size", action="store_true", help="a slide as large as a scanner's")
+    add("--mosaic", type=int, metavar="N", help="N x N repeats of the slide, at --overwrite-mpp")
     add("--max-tiles", type=int, default=4096)
     add("--batch-size", type=int, default=64)
     add("--workers", type=int, default=usable_cpus())
@@ -115,13 +148,18 @@ def main() -> None:
     tools = dict(part.split("=") for part in options.tools)
     size = options.tile_size
     grid = TileGrid(size, size, overwrite_mpp=options.overwrite_mpp, min_sharpness=0)
-    source = EncoderSource(find_source(options.model))
-    model = TileModel(source, grid, options.precision, options.accelerator)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        one_block = options.model == "one-block"
+        named = save_one_block(folder / "one_block") if one_block else find_source(options.model)
+        source = EncoderSource(named)
+        model = TileModel(source, grid, options.precision, options.accelerator)
         slides = find_slides(options.slides, folder / "demo")
         if options.full_size:
             slides = find_slides(make_full_size(options.slides, folder / "full"), folder / "demo")
+        if options.mosaic:
+            mosaic = (folder / "mosaic", options.mosaic, options.overwrite_mpp)
+            slides = find_slides(write_mosaic(slides[0], *mosaic), folder / "demo")
         index = build_index(folder / "index", grid, slides[0].parent, [slides[0].name])
         assert index is not None
         (whole,) = index.load()
