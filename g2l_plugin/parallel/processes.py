@@ -7,6 +7,7 @@ time limit.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import multiprocessing
 import pickle
@@ -167,6 +168,9 @@ def _wait(processes: Sequence[_Process]) -> list[_Process]:
 def _serve(function: Callable[[Any], Any], connection: Connection, other_end: Connection) -> None:
     """Is the life of a process: it answers each job with a result or an error."""
     other_end.close()  # so that the death of its parent ends the connection
+    # What its parent left to be collected is the parent's: a finalizer that imports here, amid an
+    # import of a job, fails the job under Python 3.11 and before (python/cpython#91351).
+    gc.freeze()
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         while (message := connection.recv()) is not None:
             try:

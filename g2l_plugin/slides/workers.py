@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
+import gc
 import multiprocessing
 import os
 import re
@@ -110,8 +111,9 @@ def start_workers(reader: DataLoader) -> Iterator[list[int]]:
 
 
 def start_worker(init_worker: Callable[[int], None] | None, worker: int) -> None:
-    """Protects a worker from signals to the run's process group, such as Ctrl-C."""
+    """Protects a worker from what is the run's: signals to its process group, and its garbage."""
     os.setpgrp()  # the run stops its workers itself, after it has saved a checkpoint
+    gc.freeze()  # a finalizer may import amid an import (python/cpython#91351), or free GPU memory
     if init_worker is not None:
         init_worker(worker)
 

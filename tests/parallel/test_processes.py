@@ -1,3 +1,4 @@
+import gc
 import multiprocessing
 import os
 import re
@@ -8,6 +9,7 @@ import time
 
 import pytest
 from cluster_jobs import double
+from garbage import left_to_this_process
 
 from g2l_plugin.parallel import processes
 from g2l_plugin.parallel.failures import OutOfTime, WorkerCrash
@@ -42,6 +44,15 @@ def die_unless_alone(path):
 def test_a_job_whose_process_died_is_tried_again(tmp_path):
     jobs = [tmp_path / name for name in "abc"]
     assert sorted(run_jobs(die_unless_alone, jobs, 2)) == [(job, "done") for job in jobs]
+
+
+def collect(_):
+    return gc.collect() >= 0
+
+
+def test_the_garbage_of_this_process_is_not_finalized_in_those_it_starts(tmp_path):
+    with left_to_this_process(tmp_path / "finalized"):
+        assert list(run_jobs(collect, [0], 1)) == [(0, True)]
 
 
 def test_it_is_the_same_where_processes_are_spawned_as_on_a_mac(monkeypatch):

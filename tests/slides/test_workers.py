@@ -1,15 +1,17 @@
 import errno
+import gc
 import os
 
 import numpy as np
 import pytest
 import torch
 from fake_cuda import fake_cuda
+from garbage import left_to_this_process
 from torch.utils.data import DataLoader
 
 from g2l_plugin.errors import UserError
 from g2l_plugin.slides.block_reader import BlockReader
-from g2l_plugin.slides.workers import copy_rows, explain_dead_workers, start_workers
+from g2l_plugin.slides.workers import copy_rows, explain_dead_workers, read_blocks, start_workers
 
 
 @pytest.mark.parametrize(
@@ -73,3 +75,16 @@ def test_a_batch_is_pinned_where_a_gpu_is_used_and_not_where_there_is_one(monkey
             assert batch.flatten().tolist() == [6, 7, 2, 3]
             pinned.append(batch.is_pinned())
     assert pinned == [False, True]
+
+
+def test_the_garbage_of_this_process_is_not_finalized_in_its_workers(tmp_path):
+    class Dataset:
+        tile_shape = (3, 1, 1)
+
+        def read_into(self, tile, out):
+            gc.collect()
+            out[:] = tile
+
+    with left_to_this_process(tmp_path / "finalized"):
+        tiles = [block.unique().tolist() for block in read_blocks(Dataset(), [np.arange(2)], 1)]
+    assert tiles == [[0, 1]]
