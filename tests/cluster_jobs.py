@@ -3,6 +3,7 @@
 import os
 import signal
 import time
+from pathlib import Path
 
 
 def double(number: int) -> int:
@@ -18,3 +19,10 @@ def double(number: int) -> int:
 def change_path(path: str) -> str:
     before, os.environ["PATH"] = os.environ["PATH"], path
     return before
+
+
+def die_the_first_time(path: Path) -> str:
+    if not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+    return "done"

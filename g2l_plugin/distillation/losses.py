@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -12,6 +13,9 @@ from typing_extensions import override
 
 class DistillationLoss(nn.Module, abc.ABC):
     """A loss between two batches of embeddings."""
+
+    sees_lengths: ClassVar[bool] = True
+    """Whether it depends on how long embeddings are, and not on their directions alone."""
 
     @property
     def settled(self) -> bool:
@@ -64,9 +68,10 @@ class MeanSquaredErrorLoss(DistillationLoss):
 class CosineLoss(DistillationLoss):
     """One minus the cosine between the two embeddings of each tile, averaged over the batch.
 
-    The length of embeddings is left free. That of a few tiles can become many times that of others
-    (docs/study.md), and decides distances that depend on it.
+    The length of embeddings is left free, unless the projector is a rotation, which holds it.
     """
+
+    sees_lengths = False
 
     @override
     def forward(self, student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:

@@ -13,7 +13,7 @@ import time
 import h5py
 import numpy as np
 import pytest
-from cluster_jobs import change_path, double
+from cluster_jobs import change_path, die_the_first_time, double
 from helpers import save_tiny_model
 from PIL import Image
 
@@ -69,6 +69,21 @@ def test_a_job_that_kills_its_worker_and_one_that_hangs_are_reported_and_all_oth
     assert isinstance(results.pop(7), WorkerCrash)
     assert isinstance(results.pop(9), OutOfTime)
     assert results == {n: 2 * n for n in range(20) if n not in (7, 9)}
+
+
+def test_a_job_that_lost_its_workers_is_tried_once_more_alone(client, scheduler, tmp_path):
+    def allow_failures(count, dask_scheduler=None):
+        before, dask_scheduler.allowed_failures = dask_scheduler.allowed_failures, count
+        return before
+
+    allowed = client.run_on_scheduler(allow_failures, 0)
+    try:
+        (tmp_path / "there").touch()
+        jobs = [tmp_path / "absent", tmp_path / "there"]
+        results = run_jobs(die_the_first_time, jobs, scheduler=scheduler)
+        assert sorted(results) == [(job, "done") for job in jobs]
+    finally:
+        client.run_on_scheduler(allow_failures, allowed)
 
 
 def test_more_jobs_than_the_scheduler_gets_at_a_time_are_each_done_once(scheduler, monkeypatch):

@@ -1,14 +1,12 @@
 import gc
 import multiprocessing
-import os
 import re
-import signal
 import subprocess
 import sys
 import time
 
 import pytest
-from cluster_jobs import double
+from cluster_jobs import die_the_first_time, double
 from garbage import left_to_this_process
 
 from g2l_plugin.parallel import processes
@@ -33,17 +31,9 @@ def test_a_job_that_hangs_is_ended_and_all_others_run():
     assert results == {n: 2 * n for n in range(8, 20) if n != 9}
 
 
-def die_unless_alone(path):
-    """Dies when it is run first, as of too little memory."""
-    if not path.exists():
-        path.touch()
-        os.kill(os.getpid(), signal.SIGKILL)
-    return "done"
-
-
 def test_a_job_whose_process_died_is_tried_again(tmp_path):
     jobs = [tmp_path / name for name in "abc"]
-    assert sorted(run_jobs(die_unless_alone, jobs, 2)) == [(job, "done") for job in jobs]
+    assert sorted(run_jobs(die_the_first_time, jobs, 2)) == [(job, "done") for job in jobs]
 
 
 def collect(_):

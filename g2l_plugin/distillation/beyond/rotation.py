@@ -24,6 +24,10 @@ class RotationObjective(nn.Module):
     It is fixed, or trains with the student and is held near a rotation: the mean squared distance
     of its Gram matrix from the identity, a feature, is added to the loss.
 
+    A loss of directions alone (cosine, KL) would leave the length of embeddings free, and that of a
+    few tiles can become many times that of others, which decides distances (docs/study.md). So the
+    mean squared difference in length, as a share of the teacher's mean squared length, is added.
+
     The teacher's features are centred and divided by one number, so that they keep their
     proportions. Several teachers are joined. Nothing depends on the batch.
     """
@@ -136,7 +140,13 @@ class RotationObjective(nn.Module):
             else:
                 y = y @ self.rotation  # (B, D_s)
             loss = self.loss(x, y)  # ()
+            if not self.loss.sees_lengths:
+                loss = loss + self._difference_in_length(x, y)
             return loss + self._distance_from_rotation() if self.learned else loss
+
+    def _difference_in_length(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        # The teacher's variance is 1 a feature, so its mean squared length is their number.
+        return (x.norm(dim=1) - y.norm(dim=1)).square().mean() / len(self.rotation)
 
     def _distance_from_rotation(self) -> torch.Tensor:
         tall = self.rotation.shape[0] > self.rotation.shape[1]

@@ -16,7 +16,11 @@ class SimilarityKLLoss(DistillationLoss):
     similarities to the queue, one from its teacher embedding and one from its student embedding.
     The loss is KL(teacher || student), averaged over the batch. The queue starts with the first
     batch and is saved in checkpoints. Until it is full, the loss rises with it.
+
+    The length of embeddings is left free, unless the projector is a rotation, which holds it.
     """
+
+    sees_lengths = False
 
     queue: torch.Tensor
 

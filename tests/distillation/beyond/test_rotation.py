@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from g2l_plugin.distillation.beyond.rotation import RotationObjective
-from g2l_plugin.distillation.losses import MeanSquaredErrorLoss
+from g2l_plugin.distillation.beyond.similarity import SimilarityKLLoss
+from g2l_plugin.distillation.losses import CosineLoss, MeanSquaredErrorLoss, SmoothL1Loss
 from g2l_plugin.errors import UserError
 from g2l_plugin.metrics.alignment import unbiased_cka
 
@@ -16,8 +17,9 @@ def embeddings(*dims, n=300, seed=0):
     return [signal @ torch.randn(6, dim, generator=generator) + 3 for dim in dims]
 
 
-def make(student_dim, teacher_dims, weights=(1.0,), learned=False):
-    return RotationObjective(student_dim, teacher_dims, MeanSquaredErrorLoss(), weights, learned)
+def make(student_dim, teacher_dims, weights=(1.0,), learned=False, loss=None):
+    loss = loss or MeanSquaredErrorLoss()
+    return RotationObjective(student_dim, teacher_dims, loss, weights, learned)
 
 
 @settings(deadline=None)
@@ -65,6 +67,30 @@ def test_a_student_that_learned_it_has_its_teachers_relations(dims):
     ((projected, target),) = objective.project(student.detach(), [teacher])
     assert projected.shape == target.shape == (300, dims[1])
     torch.testing.assert_close(projected, target, atol=0.05, rtol=0.01)
+
+
+@pytest.mark.parametrize("make_loss", [CosineLoss, SimilarityKLLoss])
+@pytest.mark.parametrize("dims", [(8, 12), (12, 8)])
+def test_a_loss_of_directions_alone_has_the_teachers_lengths_too(make_loss, dims):
+    student, teacher = embeddings(*dims)
+    objective = make(dims[0], [dims[1]], loss=make_loss()).eval()
+    objective.fit(student, [teacher])
+    longer = student.clone()  # from their mean
+    longer[:30] += 9 * (longer[:30] - student.mean(0))
+    ((projected, _),) = objective.project(student, [teacher])
+    # Nine times the length more, of a tenth of the tiles, in units of the teacher's mean square.
+    expected = (9 * projected[:30].norm(dim=1)).square().sum() / 300 / dims[1]
+    difference = objective(longer, [teacher]) - objective(student, [teacher])
+    assert difference.item() == pytest.approx(expected.item(), rel=0.05)
+
+
+def test_a_loss_that_sees_lengths_is_left_as_it_is():
+    student, teacher = embeddings(8, 12)
+    for loss in (MeanSquaredErrorLoss(), SmoothL1Loss()):
+        objective = make(8, [12], loss=loss)
+        objective.fit(student, [teacher])
+        ((projected, target),) = objective.project(student, [teacher])
+        assert objective(student, [teacher]).item() == pytest.approx(loss(projected, target).item())
 
 
 def test_the_teachers_features_keep_their_proportions():
