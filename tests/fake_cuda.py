@@ -165,7 +165,7 @@ class Event:
 def fake_cuda(monkeypatch):
     """Yields the device; inside, `device="cuda"` makes fakes, and autocast takes them.
 
-    Skips the test for a PyTorch whose fakes ask for a driver, as 2.6 does.
+    Skips the test for a PyTorch before 2.14: fakes of 2.6 ask for a driver, later ones are untried.
     """
     if Version(torch.__version__) < Version("2.14"):
         pytest.skip("fake tensors of CUDA were tried from PyTorch 2.14 on")
