@@ -1,4 +1,4 @@
-"""The command lines of eva and g2l in processes forked from one that has imported eva.
+"""Commands of eva and g2l, and scripts, in processes forked from one that has imported eva.
 
 The imports take 16 of the 18 seconds of a command that ends in an error. Everything else is as in a
 process of its own: arguments, environment, folder, output, status. What libraries read from the
@@ -10,6 +10,7 @@ import atexit
 import importlib
 import multiprocessing
 import os
+import runpy
 import subprocess
 import sys
 import tempfile
@@ -51,7 +52,7 @@ def can_run(environment: dict[str, str]) -> bool:
 
 
 def run(command, cwd, environment, timeout) -> subprocess.CompletedProcess:
-    """Runs a command, the name `eva` or `g2l` and its arguments, as `subprocess.run` does."""
+    """Runs a command, `eva`, `g2l` or `python SCRIPT` and its arguments, as `subprocess.run`."""
     with mock.patch.dict(os.environ, environment, clear=True):
         forkserver.ensure_running()  # starts it once
     with tempfile.TemporaryDirectory() as folder:
@@ -74,10 +75,15 @@ def _run(command, cwd, environment, output):
     for stream, path in enumerate(output, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
     multiprocessing.set_start_method(None, force=True)
-    sys.argv = [str(Path(sys.executable).with_name(command[0])), *map(str, command[1:])]
     status = 0
     try:
-        status = importlib.import_module(_MODULES[command[0]]).main() or 0
+        if command[0] == "python":
+            sys.argv = [str(word) for word in command[1:]]
+            sys.path[:0] = [str(Path(sys.argv[0]).parent), str(Path(__file__).parent)]
+            runpy.run_path(sys.argv[0], run_name="__main__")
+        else:
+            sys.argv = [str(Path(sys.executable).with_name(command[0])), *map(str, command[1:])]
+            status = importlib.import_module(_MODULES[command[0]]).main() or 0
     except SystemExit as end:
         status = end.code or 0
     except BaseException:

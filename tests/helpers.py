@@ -129,6 +129,20 @@ def _terminate_when(process, condition):
         time.sleep(0.05)
 
 
+def run_script(script, *arguments):
+    """Runs a Python script of the tests; returns the finished process."""
+    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
+    if forked.can_run(environment):
+        return forked.run(["python", script, *arguments], Path.cwd(), environment, timeout=300)
+    return subprocess.run(
+        [sys.executable, script, *map(str, arguments)],
+        env=environment | {"PYTHONPATH": str(ROOT / "tests")},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
 def run_g2l(*arguments, **environment):
     """Runs our command line; returns the finished process."""
     words = [str(argument) for argument in arguments]

@@ -18,7 +18,9 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    result = run_eva("fit", ROOT / "configs" / "quickstart.yaml", folder, MAX_STEPS=90)
+    result = run_eva(
+        "fit", ROOT / "configs" / "quickstart.yaml", folder, MAX_STEPS=90, MAX_TILES=500
+    )
     assert result.returncode == 0, result.stderr
     return result
 

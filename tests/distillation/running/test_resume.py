@@ -1,11 +1,8 @@
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from helpers import WIDER, save_tiny_model
+from helpers import WIDER, run_script, save_tiny_model
 
 SCRIPT = Path(__file__).with_name("interrupted_runs.py")
 
@@ -17,14 +14,7 @@ def test_a_run_killed_at_random_points_ends_bit_for_bit_as_one_that_was_not(
     save_tiny_model(tmp_path / "teacher", **WIDER)
     for number in range(2):
         write_slide(tmp_path / "slides" / f"{number}.tiff", 480 + 32 * number)
-    run = subprocess.run(
-        [sys.executable, SCRIPT, tmp_path, str(seed)],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(SCRIPT.parents[2])},
-        capture_output=True,
-        timeout=300,
-        text=True,
-    )
+    run = run_script(SCRIPT, tmp_path, seed)
     print(run.stdout, run.stderr)
     assert run.returncode == 0
     assert run.stdout.endswith("at last: exit status 0\n")
