@@ -56,8 +56,10 @@ def read_module(config: str) -> DistillationModule:
     except UserError:
         raise
     except (jsonargparse.ArgumentError, LookupError, TypeError, ValueError) as error:
+        # The parser says before in what the wrong field is, and after what else it tried.
+        cause = " ".join(str(error).rpartition("Parser key ")[2].splitlines()[:2])
         raise UserError(
-            f"{config} cannot be planned: {in_one_line(error)}. Give g2l_breast, g2l_prostate, "
+            f"{config} cannot be planned: {in_one_line(cause)}. Give g2l_breast, g2l_prostate, "
             "g2l, g2l_robust or g2l_small, or an edited copy of one."
         ) from error
 

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 from helpers import ROOT, printed_command, run_eva, run_g2l
 
+SHORT = {"MAX_STEPS": 90, "BATCH_SIZE": 32, "MAX_TILES": 500}
 CONFIG = ROOT / "configs" / "benchmarks" / "demo.yaml"
 
 
@@ -18,9 +19,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def run(folder):
-    result = run_eva(
-        "fit", ROOT / "configs" / "quickstart.yaml", folder, MAX_STEPS=90, MAX_TILES=500
-    )
+    result = run_eva("fit", ROOT / "configs" / "quickstart.yaml", folder, **SHORT)
     assert result.returncode == 0, result.stderr
     return result
 

@@ -75,6 +75,12 @@ def test_a_network_that_cannot_be_built_is_named_in_one_line(monkeypatch, teache
     assert expected in str(error.value) and "\n" not in str(error.value)
 
 
+def test_a_wrong_value_is_named_with_its_field(monkeypatch):
+    monkeypatch.setenv("SHARD_TEACHERS", "maybe")
+    with pytest.raises(UserError, match=r"planned: \"shard_teachers\": Expected .*: maybe"):
+        read_module("g2l_breast")
+
+
 def test_a_config_of_another_kind_is_refused():
     with pytest.raises(UserError, match=r"benchmarks/bach cannot be planned: .*g2l_breast"):
         read_module("benchmarks/bach")
