@@ -75,7 +75,6 @@ def _run(command, cwd, environment, output):
     for stream, path in enumerate(output, 1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
     multiprocessing.set_start_method(None, force=True)
-    multiprocessing.process._parent_process = None  # eva sets itself up where there is none
     status = 0
     try:
         if command[0] == "python":
