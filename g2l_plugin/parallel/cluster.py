@@ -37,71 +37,51 @@ def run_on_cluster(
     function: Callable[[Job], Any],
     jobs: Sequence[Job],
     scheduler: str,
+    at_once: int | None = None,
     time_limit: float | None = None,
     needs: Sequence[Path] = (),
 ) -> Generator[tuple[Job, Any], None, None]:
-    """Does what `run_jobs` says, on a cluster.
+    """Does what `run_jobs` says, on a cluster, with so many jobs at once; None leaves it to Dask.
 
     Dask runs a job again, on another worker, if its worker dies; how often is its setting
-    `distributed.scheduler.allowed-failures`. A job that had no luck is tried once more after all
-    others, alone: it may have shared its workers with a job that kills them. What runs when the
-    caller stops goes on to its end.
+    `distributed.scheduler.allowed-failures`. What runs when the caller stops goes on to its end.
     """
     with _connect(scheduler) as client:
-        from distributed import CancelledError
+        from distributed import CancelledError, KilledWorker, as_completed
 
-        def submit(job: Job) -> Any:
-            call = _Call(_run_job, function, job, time_limit, needs, __version__)
-            # The dashboard shows the first part of the key.
-            key = f"{function.__name__.strip('_')}-{uuid.uuid4().hex}"
-            return client.submit(pickle.loads, pickle.dumps(call), key=key)
-
-        crashed = []
+        waiting = iter(jobs)
+        running: dict[Any, Job] = {}
+        finished = as_completed(loop=client.loop)
         try:
-            for job, result in _run(client, submit, jobs, _WAITING):
-                if isinstance(result, WorkerCrash):
-                    crashed.append(job)
-                else:
-                    yield job, result
-            yield from _run(client, submit, crashed, 1)
-        except ImportError as error:
-            raise UserError(
-                f"A worker of {scheduler} cannot import what it needs ({error}). Install "
-                f"g2l-plugin {__version__} in the environment of all workers."
-            ) from error
+            while True:
+                for job in itertools.islice(waiting, (at_once or _WAITING) - len(running)):
+                    call = _Call(_run_job, function, job, time_limit, needs, __version__)
+                    # The dashboard shows the first part of the key.
+                    key = f"{function.__name__.strip('_')}-{uuid.uuid4().hex}"
+                    future = client.submit(pickle.loads, pickle.dumps(call), key=key)
+                    running[future] = job
+                    finished.add(future)
+                if not running:
+                    return
+                future = next(finished)
+                try:
+                    result = future.result()
+                except OutOfTime as error:
+                    result = error
+                except KilledWorker as error:
+                    result = WorkerCrash(in_one_line(error))
+                except ImportError as error:
+                    raise UserError(
+                        f"A worker of {scheduler} cannot import what it needs ({error}). Install "
+                        f"g2l-plugin {__version__} in the environment of all workers."
+                    ) from error
+                yield running.pop(future), result
         except CancelledError as error:
             raise UserError(
                 f"The scheduler {scheduler} is gone. Start it, and run the same command again."
             ) from error
-
-
-def _run(
-    client: Any, submit: Callable[[Job], Any], jobs: Sequence[Job], at_once: int
-) -> Generator[tuple[Job, Any], None, None]:
-    """Runs jobs once, of which the scheduler has some at a time, and yields the outcome of each."""
-    from distributed import KilledWorker, as_completed
-
-    waiting = iter(jobs)
-    running: dict[Any, Job] = {}
-    finished = as_completed(loop=client.loop)
-    try:
-        while True:
-            for job in itertools.islice(waiting, at_once - len(running)):
-                future = submit(job)
-                running[future] = job
-                finished.add(future)
-            if not running:
-                return
-            future = next(finished)
-            try:
-                result = future.result()
-            except OutOfTime as error:
-                result = error
-            except KilledWorker as error:
-                result = WorkerCrash(in_one_line(error))
-            yield running.pop(future), result
-    finally:
-        client.cancel(list(running))
+        finally:
+            client.cancel(list(running))
 
 
 def check_scheduler(address: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Generator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from g2l_plugin.parallel.cluster import run_on_cluster
+from g2l_plugin.parallel.failures import WorkerCrash
 from g2l_plugin.parallel.processes import run_in_processes
 
 Job = TypeVar("Job")
@@ -22,7 +24,9 @@ def run_jobs(
 ) -> Generator[tuple[Job, Any], None, None]:
     """Calls a function on each job and yields results in the order of completion.
 
-    The jobs run in processes of this machine, or on a Dask cluster if its scheduler is given. An
+    The jobs run in processes of this machine, or on a Dask cluster if its scheduler is given. One
+    that kills its process is run again after all others, alone: memory may have run out, or it may
+    have shared the process with another that kills it. An
     exception in the function is raised. A caller that stops iterating cancels the jobs that have
     not started.
 
@@ -41,6 +45,18 @@ def run_jobs(
     Raises:
         UserError: The processes cannot be started, or the cluster cannot be used.
     """
-    if scheduler is None:
-        return run_in_processes(function, jobs, workers, time_limit)
-    return run_on_cluster(function, jobs, scheduler, time_limit, needs)
+
+    def run(some: Sequence[Job], at_once: int | None) -> Generator[tuple[Job, Any], None, None]:
+        if scheduler is None:
+            return run_in_processes(function, some, at_once, time_limit)
+        return run_on_cluster(function, some, scheduler, at_once, time_limit, needs)
+
+    crashed = []
+    with contextlib.closing(run(jobs, None if scheduler else workers)) as outcomes:
+        for job, result in outcomes:
+            if isinstance(result, WorkerCrash):
+                crashed.append(job)
+            else:
+                yield job, result
+    if crashed:
+        yield from run(crashed, 1)

@@ -13,7 +13,7 @@ import multiprocessing
 import pickle
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.pool import ExceptionWithTraceback  # type: ignore[attr-defined]
 from typing import Any, TypeVar
@@ -34,31 +34,11 @@ def run_in_processes(
     workers: int | None = None,
     time_limit: float | None = None,
 ) -> Generator[tuple[Job, Any], None, None]:
-    """Does what `run_jobs` says, in processes of this machine.
-
-    A job that kills its process is run again after all others, alone: memory may have run out.
-    """
-    crashed = []
-    workers = min(workers or usable_cpus(), len(jobs))
-    for number, result in _run(function, enumerate(jobs), workers, time_limit):
-        if isinstance(result, WorkerCrash):
-            crashed.append((number, jobs[number]))
-        else:
-            yield jobs[number], result
-    for number, result in _run(function, crashed, min(1, len(crashed)), time_limit):
-        yield jobs[number], result
-
-
-def _run(
-    function: Callable[[Job], Any],
-    jobs: Iterable[tuple[int, Job]],
-    workers: int,
-    time_limit: float | None,
-) -> Generator[tuple[int, Any], None, None]:
-    """Runs numbered jobs once, and yields the number and the outcome of each."""
+    """Does what `run_jobs` says, in processes of this machine, and each job once."""
     waiting = iter(jobs)
     processes: list[_Process] = []
-    outcomes: list[tuple[int, Any]] = []
+    outcomes: list[tuple[Job, Any]] = []
+    workers = min(workers or usable_cpus(), len(jobs))
     try:
         while True:
             for process in [process for process in processes if not process.is_alive]:
@@ -67,12 +47,12 @@ def _run(
             while len(processes) < workers:
                 processes.append(_start(function, workers))
             idle = [process for process in processes if not process.is_busy]
-            for process, (number, job) in zip(idle, waiting, strict=False):
-                process.give(number, job, time_limit)
+            for process, job in zip(idle, waiting, strict=False):
+                process.give(job, time_limit)
             yield from outcomes
             if not any(process.is_busy for process in processes):
                 return
-            outcomes = [(process.number, process.take()) for process in _wait(processes)]
+            outcomes = [(process.job, process.take()) for process in _wait(processes)]
     finally:
         # A job that runs may be writing a file: it is not stopped in the midst.
         while any(process.is_busy for process in processes):
@@ -88,7 +68,7 @@ class _Process:
 
     Attributes:
         connection: Where its answers arrive.
-        number: The number of its job.
+        job: Its job, or the last one.
         is_busy: Whether it has a job.
         deadline: When the job has to be done, on the monotonic clock.
         is_alive: Whether it can take another job.
@@ -96,7 +76,7 @@ class _Process:
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.connection, theirs = _CONTEXT.Pipe()
-        self.number = -1
+        self.job: Any = None
         self.is_busy = False
         self.deadline = math.inf
         self.is_alive = True
@@ -111,9 +91,9 @@ class _Process:
         finally:
             theirs.close()  # so that its death ends the connection
 
-    def give(self, number: int, job: Any, time_limit: float | None) -> None:
+    def give(self, job: Any, time_limit: float | None) -> None:
         """Gives it a job."""
-        self.number = number
+        self.job = job
         self.is_busy = True
         self.deadline = time.monotonic() + (math.inf if time_limit is None else time_limit)
         with contextlib.suppress(OSError):  # it has died, as `take` will find
