@@ -75,9 +75,18 @@ def test_a_network_that_cannot_be_built_is_named_in_one_line(monkeypatch, teache
     assert expected in str(error.value) and "\n" not in str(error.value)
 
 
-def test_a_wrong_value_is_named_with_its_field(monkeypatch):
-    monkeypatch.setenv("SHARD_TEACHERS", "maybe")
-    with pytest.raises(UserError, match=r"planned: \"shard_teachers\": Expected .*: maybe"):
+@pytest.mark.parametrize(
+    ("variable", "value", "expected"),
+    [
+        ("SHARD_TEACHERS", "maybe", "shard_teachers is 'maybe': Expected a <class 'bool'>"),
+        ("FREEZE_BATCH_NORM", "often", "freeze_batch_norm is 'often': Does not validate"),
+        ("PATCH_WEIGHT", "", "patch_weight is '': Expected a <class 'float'>"),
+        ("LR_VALUE", "nan", "lr is 'nan': "),
+    ],
+)
+def test_a_wrong_value_is_named_with_its_field(monkeypatch, variable, value, expected):
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(UserError, match=f"^g2l_breast cannot be planned: {expected}"):
         read_module("g2l_breast")
 
 
