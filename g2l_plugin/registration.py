@@ -9,6 +9,8 @@ eva exists. `autoload` registers hooks for the import of two modules of eva:
   them without a package and `--help` lists them; the configs of this package can include its
   recipe; and errors that a user can mend are printed without a traceback.
 
+It also keeps ONNX Runtime, which eva imports, from reporting to its maker.
+
 Nothing here may raise an error or be slow: `import torch` and `import eva` belong to the user.
 G2L_PLUGIN_AUTOLOAD=0 switches all of it off; so does PyTorch's TORCH_DEVICE_BACKEND_AUTOLOAD=0.
 """
@@ -26,6 +28,8 @@ import warnings
 from collections.abc import Callable, Iterator
 from types import ModuleType, TracebackType
 from typing import Any
+
+from g2l_plugin.telemetry import switch_off_telemetry
 
 ENTRY_POINT_GROUP = "eva.backbones"
 """Entry points of this group, of any package, become backbones in eva's registry."""
@@ -49,6 +53,7 @@ def autoload() -> None:
     """Registers the import hooks; loads neither torch nor eva."""
     if os.environ.get(SWITCH) == "0":
         return
+    switch_off_telemetry()
     try:
         import wrapt
 

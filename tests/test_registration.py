@@ -43,8 +43,17 @@ def test_importing_torch_loads_nothing_heavy_of_ours():
     )
     assert result.returncode == 0, result.stderr
     ours, heavy = result.stdout.splitlines()
-    assert ours == "['g2l_plugin', 'g2l_plugin.registration']"
+    assert ours == "['g2l_plugin', 'g2l_plugin.registration', 'g2l_plugin.telemetry']"
     assert heavy == "[]"
+
+
+def test_onnx_runtime_reports_nothing_to_its_maker(tmp_path):
+    """It would keep a device's identity, and what it is yet to send, in the user's home."""
+    pytest.importorskip("onnxruntime")
+    environment = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path), "XDG_CACHE_HOME": str(tmp_path)}
+    result = run_python("import torch, onnxruntime", **environment)
+    assert result.returncode == 0, result.stderr
+    assert not [*tmp_path.rglob("*")]
 
 
 def test_importing_the_package_loads_neither_torch_nor_eva():

@@ -14,6 +14,7 @@ from timm.utils.onnx import onnx_export
 from g2l_plugin.encoders.folder import ONNX
 from g2l_plugin.errors import UserError
 from g2l_plugin.files import new_file
+from g2l_plugin.telemetry import switch_off_telemetry
 
 OPSET = 18
 """Version of ONNX's operator set that is written and tested."""
@@ -28,6 +29,7 @@ def check_onnx() -> None:
     Raises:
         UserError: It is not.
     """
+    switch_off_telemetry()
     try:
         import onnx  # noqa: F401  (timm checks the graph with it)
         import onnxruntime  # noqa: F401
