@@ -1,5 +1,6 @@
 """The error for problems that the user can fix."""
 
+import itertools
 import re
 
 _MAX_LENGTH = 200
@@ -10,6 +11,11 @@ _REPORTS = re.compile(
     r"|UserError raised while resolving interpolation: (?P<resolver>.+)$",  # OmegaConf
     re.MULTILINE,
 )
+
+_FIELD = re.compile(r'Parser key "(.+?)":')
+_VALUE = re.compile(r"(?:Got|Given) value: (.*?)(?:\. Got value: .*)?$", re.MULTILINE)
+_TYPE = re.compile(r"<class '([\w.]+)'>|typing\.(Literal\[.*?\])")
+_CLASS = re.compile(r"Problem with given class_path '(.+?)':\s*(.+)")
 
 
 class UserError(RuntimeError):
@@ -41,3 +47,29 @@ def in_one_line(error: BaseException | str) -> str:
     """The message of a library's error, as part of one line."""
     text = " ".join(str(error).split()).rstrip(".")
     return text if len(text) <= _MAX_LENGTH else f"{text[:_MAX_LENGTH]} …"
+
+
+def wrong_field_in(report: str) -> str | None:
+    """Finds what is wrong in a config, in jsonargparse's report of it.
+
+    Args:
+        report: The report. It says which field of which class is wrong, from the outermost inwards.
+
+    Returns:
+        In one line the innermost field, its value and what is expected, or its class and what is
+        wrong with that; None where several fields may be meant, or none.
+    """
+    fields = list(_FIELD.finditer(report))
+    columns = [field.start() - report.rfind("\n", 0, field.start()) for field in fields]
+    if not fields or any(outer >= inner for outer, inner in itertools.pairwise(columns)):
+        return None
+    field, rest = fields[-1][1], report[fields[-1].end() :]
+    if of_class := _CLASS.search(rest):
+        return in_one_line(f"{field}: {of_class[1]}: {of_class[2]}")
+    value = _VALUE.search(rest)
+    if value is None:
+        return None
+    types = _TYPE.findall(rest[: value.start()].partition("Given value type:")[0])
+    names = dict.fromkeys(name or literal for name, literal in types)
+    expected = " or ".join("null" if name == "NoneType" else name for name in names)
+    return in_one_line(f"{field} is {value[1]!r}: expected {expected}") if expected else None

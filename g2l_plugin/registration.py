@@ -128,8 +128,10 @@ def extend_cli(setup_module: Any) -> None:
 
 def prepare_cli() -> None:
     """Makes trainer, module and recipe known to eva's command line, and errors of users short."""
+    import jsonargparse
+
     from g2l_plugin.config_files import register_resolvers
-    from g2l_plugin.errors import UserError, in_one_line, message_in
+    from g2l_plugin.errors import UserError, in_one_line, message_in, wrong_field_in
 
     previous = sys.excepthook
 
@@ -150,7 +152,18 @@ def prepare_cli() -> None:
         else:
             previous(kind, error, trace)
 
+    parser: Any = jsonargparse.ArgumentParser
+    parser_error = parser.error
+
+    @functools.wraps(parser_error)
+    def short_parser_error(self: Any, message: str, ex: Exception | None = None) -> None:
+        # Otherwise the message becomes a part of another.
+        if self.exit_on_error:
+            message = wrong_field_in(message) or message
+        parser_error(self, message, ex)
+
     sys.excepthook = print_user_errors
+    parser.error = short_parser_error
     register_resolvers()
     register_manifest_resolver()
     import g2l_plugin.distillation.module

@@ -2,6 +2,9 @@
 
 import multiprocessing
 import os
+import shutil
+import sys
+import tempfile
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores, and so do the processes that they start: before torch is imported.
@@ -9,10 +12,20 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 from pathlib import Path
 
+import forked
 import numpy as np
 import pytest
 import tifffile
 from loguru import logger
+
+if sys.platform == "linux" and forked.FOLDER not in os.environ:
+    forked.install(tempfile.mkdtemp(prefix="g2l-tests-"))
+
+
+def pytest_unconfigure():
+    folder = Path(os.environ.get(forked.FOLDER, ""))
+    if (folder / "owner").is_file() and (folder / "owner").read_text() == str(os.getpid()):
+        shutil.rmtree(folder)
 
 
 def pytest_xdist_auto_num_workers() -> int:

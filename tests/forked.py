@@ -1,99 +1,97 @@
-"""Commands of eva and g2l, and scripts, in processes forked from one that has imported eva.
+"""`eva`, `g2l` and `python`, in processes forked from one that has imported eva.
 
-The imports take 16 of the 18 seconds of a command that ends in an error. Everything else is as in a
-process of its own: arguments, environment, folder, output, status. What libraries read from the
-environment as they are imported is that of the tests, offline; this package reads only whether it
-is switched off.
+The imports take 7 to 9 seconds of a command. Everything else is as in a process of its own:
+arguments, environment, folder, streams, signals, status. What libraries read from the environment
+as they are imported is that of the tests, offline; a command with another is the real one.
+
+`install` lays out commands that have this file ask `fork_server.py`, for the tests and for what
+looks on the PATH. As a program it imports little: it starts for each command.
 """
 
-import atexit
-import importlib
-import multiprocessing
+import json
 import os
-import runpy
-import subprocess
+import signal
+import socket
 import sys
-import tempfile
-import threading
-from multiprocessing import forkserver
-from pathlib import Path
-from unittest import mock
 
-_MODULES = {"eva": "eva.__main__", "g2l": "g2l_plugin.cli"}
-"""What has the function `main` of each command."""
+FOLDER = "G2L_TESTS_COMMANDS"
+"""Variable with the folder of the commands, the server's socket and its environment."""
 
-_IMPORTED = (
-    *_MODULES.values(),
-    "eva.vision",
-    "g2l_plugin.distil",
-    "g2l_plugin.publishing.callback",
-    "g2l_plugin.slides.data_module",
-    "g2l_plugin.evaluation.embedding_metrics",
-    "g2l_plugin.metrics.few_shot",
-)
-"""What most commands import, before or after they have read their config."""
+COMMANDS = ("eva", "g2l", "python")
 
 _READ_AT_IMPORT = ("HF_", "PYTHON", "OMP_")
 """How variables begin that libraries read as they are imported."""
 
 
-def _read_at_import(environment):
+def install(folder: str) -> None:
+    """Lays out the commands, and puts them on the PATH of this process and those that it starts."""
+    for name in COMMANDS:
+        file = os.path.join(folder, name)
+        with open(file, "w") as program:
+            program.write(f'#!/bin/sh\nexec {sys.executable} -SE {__file__} {name} "$@"\n')
+        os.chmod(file, 0o755)
+    with open(os.path.join(folder, "owner"), "w") as file:
+        file.write(str(os.getpid()))
+    os.environ[FOLDER] = folder
+    os.environ["PATH"] = os.pathsep.join([folder, os.environ["PATH"]])
+
+
+def read_at_import(environment) -> dict[str, str]:
+    """What of an environment libraries read as they are imported."""
     return {key: text for key, text in environment.items() if key.startswith(_READ_AT_IMPORT)}
 
 
-_IMPORTED_WITH = _read_at_import(os.environ | {"HF_HUB_OFFLINE": "1"})
-_context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(list(_IMPORTED))
+def real(name: str) -> str:
+    """Path of the command that one of these stands for."""
+    return (
+        sys.executable if name == "python" else os.path.join(os.path.dirname(sys.executable), name)
+    )
 
 
-def can_run(environment: dict[str, str]) -> bool:
-    """Whether an environment has the variables with which eva is imported here."""
-    return sys.platform == "linux" and _read_at_import(environment) == _IMPORTED_WITH
+def command(name: str) -> str:
+    """Path of a command, as installed if it is."""
+    return os.path.join(os.environ[FOLDER], name) if FOLDER in os.environ else real(name)
 
 
-def run(command, cwd, environment, timeout) -> subprocess.CompletedProcess:
-    """Runs a command, `eva`, `g2l` or `python SCRIPT` and its arguments, as `subprocess.run`."""
-    with mock.patch.dict(os.environ, environment, clear=True):
-        forkserver.ensure_running()  # starts it once
-    with tempfile.TemporaryDirectory() as folder:
-        output = [Path(folder, name) for name in ("stdout", "stderr")]
-        process = _context.Process(target=_run, args=(command, cwd, environment, output))
-        process.start()
-        process.join(timeout)
-        if process.exitcode is None:
-            process.kill()
-            raise subprocess.TimeoutExpired(command, timeout)
-        texts = [path.read_text() for path in output]
-    return subprocess.CompletedProcess(command, process.exitcode, *texts)
-
-
-def _run(command, cwd, environment, output):
-    """Does what Python does with a console script, from its start to its end."""
-    os.environ.clear()
-    os.environ.update(environment)
-    os.chdir(cwd)
-    for stream, path in enumerate(output, 1):
-        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), stream)
-    multiprocessing.set_start_method(None, force=True)
-    status = 0
+def _server() -> socket.socket | None:
+    """A connection to the server; None without one that has imported what this process would."""
+    folder = os.environ.get(FOLDER, "")
     try:
-        if command[0] == "python":
-            sys.argv = [str(word) for word in command[1:]]
-            sys.path[:0] = [str(Path(sys.argv[0]).parent), str(Path(__file__).parent)]
-            runpy.run_path(sys.argv[0], run_name="__main__")
-        else:
-            sys.argv = [str(Path(sys.executable).with_name(command[0])), *map(str, command[1:])]
-            status = importlib.import_module(_MODULES[command[0]]).main() or 0
-    except SystemExit as end:
-        status = end.code or 0
-    except BaseException:
-        sys.excepthook(*sys.exc_info())
-        status = 1
-    if not isinstance(status, int):
-        print(status, file=sys.stderr)
-        status = 1
-    threading._shutdown()
-    atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)
+        with open(os.path.join(folder, "environment.json")) as file:
+            if json.load(file) != read_at_import(os.environ):
+                return None
+        connection = socket.socket(socket.AF_UNIX)
+        connection.connect(os.path.join(folder, "socket"))
+    except OSError:
+        return None
+    return connection
+
+
+def main() -> None:
+    """Runs a command, as the server's if it can."""
+    name, *arguments = sys.argv[1:]
+    connection = _server()
+    if connection is not None:
+        request = {
+            "command": [name, *arguments],
+            "cwd": os.getcwd(),
+            "environment": dict(os.environ),
+        }
+        socket.send_fds(connection, [b"\n"], [0, 1, 2])
+        connection.sendall(json.dumps(request).encode() + b"\n")
+        answers = connection.makefile()
+        if process := answers.readline():  # empty if the server has ended
+            for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
+                signal.signal(number, lambda number, _: os.kill(int(process), number))
+            status = int(answers.readline() or 1)
+            if status < 0:
+                signal.signal(-status, signal.SIG_DFL)
+                os.kill(os.getpid(), -status)
+            os._exit(status)
+    if name == "python":
+        os.environ["PYTHONPATH"] = os.path.dirname(__file__)
+    os.execv(real(name), [real(name), *arguments])
+
+
+if __name__ == "__main__":
+    main()

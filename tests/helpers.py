@@ -12,6 +12,7 @@ import threading
 import time
 from pathlib import Path
 
+import fork_server
 import forked
 import tifffile
 import timm
@@ -20,7 +21,6 @@ from safetensors.torch import save_file
 from timm.models import save_for_hf
 
 ROOT = Path(__file__).parents[1]
-EVA = Path(sys.executable).with_name("eva")
 G2L = Path(sys.executable).with_name("g2l")
 
 TINY = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 1, "num_heads": 2}
@@ -100,25 +100,10 @@ def run_eva(command, config, cwd, interrupt=None, **environment):
         "FORCE_PUBLISH": "true",  # a few steps need not better a student
         **{name: str(value) for name, value in environment.items()},
     }
-    arguments = [command, "--config", str(config)]
-    if interrupt is None and forked.can_run(environment):
-        return forked.run(["eva", *arguments], cwd, environment, timeout=600)
-    process = subprocess.Popen(
-        [EVA, *arguments],
-        cwd=cwd,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    process = _start("eva", command, "--config", config, cwd=cwd, env=environment)
     if interrupt is not None:
         threading.Thread(target=_terminate_when, args=(process, interrupt), daemon=True).start()
-    try:
-        output = process.communicate(timeout=600)
-    except BaseException:
-        process.kill()
-        raise
-    return subprocess.CompletedProcess(process.args, process.returncode, *output)
+    return _wait(process)
 
 
 def _terminate_when(process, condition):
@@ -131,31 +116,40 @@ def _terminate_when(process, condition):
 
 def run_script(script, *arguments):
     """Runs a Python script of the tests; returns the finished process."""
-    environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-    if forked.can_run(environment):
-        return forked.run(["python", script, *arguments], Path.cwd(), environment, timeout=300)
-    return subprocess.run(
-        [sys.executable, script, *map(str, arguments)],
-        env=environment | {"PYTHONPATH": str(ROOT / "tests")},
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
+    return run_command("python", script, *arguments)
 
 
 def run_g2l(*arguments, **environment):
     """Runs our command line; returns the finished process."""
-    words = [str(argument) for argument in arguments]
+    return run_command("g2l", *arguments, **environment)
+
+
+def run_command(name, *arguments, **environment):
+    """Runs `eva`, `g2l` or `python`, offline; returns the finished process."""
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", **environment}
-    if forked.can_run(environment):
-        return forked.run(["g2l", *words], Path.cwd(), environment, timeout=600)
-    return subprocess.run(
-        [G2L, *words],
-        env=environment,
-        capture_output=True,
+    return _wait(_start(name, *arguments, env=environment))
+
+
+def _start(name, *arguments, **options):
+    """Starts a command, forked if it can be."""
+    if forked.FOLDER in os.environ:
+        fork_server.ensure_running()
+    return subprocess.Popen(
+        [forked.command(name), *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
         text=True,
-        timeout=600,
+        **options,
     )
+
+
+def _wait(process):
+    try:
+        output = process.communicate(timeout=600)
+    except BaseException:
+        process.kill()
+        raise
+    return subprocess.CompletedProcess(process.args, process.returncode, *output)
 
 
 def printed_command(stdout: str) -> tuple[dict[str, str], str]:

@@ -6,11 +6,9 @@ import warnings
 from pathlib import Path
 
 import pytest
-from helpers import save_tiny_model
+from helpers import ROOT, run_command, run_eva, save_tiny_model
 
 from g2l_plugin import registration
-
-EVA = Path(sys.executable).with_name("eva")
 
 
 def run_python(code, *paths, **environment):
@@ -156,18 +154,19 @@ def test_what_fails_in_a_hook_is_a_warning_also_where_warnings_are_errors(monkey
 
 def test_evas_command_line_knows_the_trainer_and_the_module():
     """As known subclasses in `eva fit --help`, and by their bare names in `--trainer.help`."""
-    commands = {
-        ("fit", "--help"): ["g2l_plugin.KDTrainer", "g2l_plugin.DistillationModule"],
-        ("fit", "--trainer.help=KDTrainer"): ["--trainer.resume"],
-    }
-    for number, (arguments, expected) in enumerate(commands.items()):
-        program = [sys.executable, "-m", "eva"] if number else [str(EVA)]
-        result = subprocess.run(
-            [*program, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=120,
-            env=os.environ | {"COLUMNS": "500"},
-        )
-        for text in expected:
-            assert text in result.stdout, (arguments, result.stdout, result.stderr)
+    found = run_command("eva", "fit", "--help", COLUMNS="500").stdout
+    assert "g2l_plugin.KDTrainer" in found and "g2l_plugin.DistillationModule" in found
+    found = run_python(
+        "import runpy, sys; sys.argv = ['eva', 'fit', '--trainer.help=KDTrainer'];"
+        "runpy.run_module('eva', run_name='__main__')"
+    ).stdout
+    assert "--trainer.resume" in found
+
+
+def test_a_variable_of_a_wrong_type_is_one_line(tmp_path):
+    config = ROOT / "configs" / "quickstart.yaml"
+    result = run_eva("fit", config, tmp_path, BATCH_SIZE="many")
+    assert result.returncode == 2
+    *_, tip, error = result.stderr.splitlines()
+    assert tip.startswith("tip: ")
+    assert error == "error: train.batch_size is 'many': expected int or null"

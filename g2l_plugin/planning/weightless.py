@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
@@ -19,16 +18,8 @@ from g2l_plugin.distillation.module import DistillationModule
 from g2l_plugin.encoders.encoder import Encoder
 from g2l_plugin.encoders.known import find_known
 from g2l_plugin.encoders.load import EncoderSource
-from g2l_plugin.errors import UserError, in_one_line
+from g2l_plugin.errors import UserError, in_one_line, wrong_field_in
 from g2l_plugin.slides.views import AugmentedView
-
-_WRONG_FIELD = re.compile(
-    r'.*Parser key "(.+?)":\s*(.*?)\s*'
-    r"(?:Got|Given) value: ([^\n]*?)(?:\. Got value: |\n|\Z).*",
-    re.DOTALL,
-)
-"""A message of the parser: in what the wrong field is, its name, what is expected, its value, and
-what else was tried."""
 
 _LOADER = "g2l_plugin.encoders.load"
 """The module that logs which weights were loaded: here, none are."""
@@ -65,9 +56,9 @@ def read_module(config: str) -> DistillationModule:
     except UserError:
         raise
     except (jsonargparse.ArgumentError, LookupError, TypeError, ValueError) as error:
-        cause = _WRONG_FIELD.sub(r"\1 is '\3': \2", str(error))
+        cause = wrong_field_in(str(error)) or in_one_line(error)
         raise UserError(
-            f"{config} cannot be planned: {in_one_line(cause)}. Give g2l_breast, g2l_prostate, "
+            f"{config} cannot be planned: {cause}. Give g2l_breast, g2l_prostate, "
             "g2l, g2l_robust or g2l_small, or an edited copy of one."
         ) from error
 
