@@ -128,10 +128,8 @@ def extend_cli(setup_module: Any) -> None:
 
 def prepare_cli() -> None:
     """Makes trainer, module and recipe known to eva's command line, and errors of users short."""
-    import jsonargparse
-
     from g2l_plugin.config_files import register_resolvers
-    from g2l_plugin.errors import UserError, in_one_line, message_in, wrong_field_in
+    from g2l_plugin.errors import UserError, in_one_line, message_in
 
     previous = sys.excepthook
 
@@ -152,22 +150,30 @@ def prepare_cli() -> None:
         else:
             previous(kind, error, trace)
 
-    parser: Any = jsonargparse.ArgumentParser
-    parser_error = parser.error
-
-    @functools.wraps(parser_error)
-    def short_parser_error(self: Any, message: str, ex: Exception | None = None) -> None:
-        # Otherwise the message becomes a part of another.
-        if self.exit_on_error:
-            message = wrong_field_in(message) or message
-        parser_error(self, message, ex)
-
     sys.excepthook = print_user_errors
-    parser.error = short_parser_error
+    shorten_parser_errors()
     register_resolvers()
     register_manifest_resolver()
     import g2l_plugin.distillation.module
     import g2l_plugin.distillation.running.trainer  # noqa: F401
+
+
+def shorten_parser_errors() -> None:
+    """Makes the parser of eva's command line name a wrong value in a line; it would print 20."""
+    import jsonargparse
+
+    from g2l_plugin.errors import wrong_field_in
+
+    parser: Any = jsonargparse.ArgumentParser
+    error = parser.error
+
+    @functools.wraps(error)
+    def short_error(self: Any, message: str, ex: Exception | None = None) -> None:
+        if self.exit_on_error:  # else the message becomes a part of another
+            message = wrong_field_in(message) or message
+        error(self, message, ex)
+
+    parser.error = short_error
 
 
 def register_manifest_resolver() -> None:

@@ -13,10 +13,15 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 from pathlib import Path
 
 import forked
+import hypothesis
 import numpy as np
 import pytest
 import tifffile
 from loguru import logger
+
+# A machine that is busy fails no test.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 if sys.platform == "linux" and forked.FOLDER not in os.environ:
     forked.install(tempfile.mkdtemp(prefix="g2l-tests-"))

@@ -157,10 +157,15 @@ def scan(h: np.ndarray, e: np.ndarray, centre: str, rng: np.random.Generator) ->
     channels, of = [], _CENTRES[centre]
     strength = rng.uniform(0.8, 1.2, 2)  # staining varies within a centre
     for haematoxylin, eosin, white in zip(of.haematoxylin, of.eosin, of.white, strict=True):
-        light = white * np.exp(-(h * haematoxylin * strength[0] + e * eosin * strength[1]))
-        light = ndimage.gaussian_filter(light, of.blur) ** of.gamma
-        noise = rng.standard_normal(light.shape, dtype=np.float32) * of.noise
-        channels.append(np.clip(light * 255 + noise, 0, 255).astype(np.uint8))
+        light = h * haematoxylin * strength[0]
+        light += e * eosin * strength[1]
+        np.exp(np.negative(light, out=light), out=light)
+        light *= white
+        light = ndimage.gaussian_filter(light, of.blur)
+        light **= of.gamma
+        light *= 255
+        light += rng.standard_normal(light.shape, dtype=np.float32) * of.noise
+        channels.append(np.clip(light, 0, 255, out=light).astype(np.uint8))
     return np.stack(channels, axis=-1)
 
 
@@ -241,9 +246,15 @@ def _write_pyramid(image: np.ndarray, path: Path) -> None:
                 resolutionunit="CENTIMETER",
                 metadata=None,
             )
-            height, width = (length // 2 * 2 for length in image.shape[:2])
-            blocks = image[:height, :width].reshape(height // 2, 2, width // 2, 2, 3)
-            image = blocks.mean(axis=(1, 3)).round().astype(np.uint8)
+            image = _halve(image)
+
+
+def _halve(image: np.ndarray) -> np.ndarray:
+    """The mean of each 2 x 2 pixels, halves rounded to even: `mean` takes ten times as long."""
+    height, width = (length // 2 * 2 for length in image.shape[:2])
+    rows = image[:height:2, :width].astype(np.uint16) + image[1:height:2, :width]
+    total = rows[:, ::2] + rows[:, 1::2]
+    return ((total + 1 + (total >> 2 & 1)) >> 2).astype(np.uint8)
 
 
 def _write_manifest(root: Path, slides: list[DemoSlide]) -> None:

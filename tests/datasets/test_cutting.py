@@ -96,7 +96,7 @@ def test_rules_without_a_possible_tile_are_refused(wrong):
         Rules(**wrong)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.data())
 def test_counts_equal_those_of_a_loop(height, width, step, data):
     seed, cut = data.draw(st.integers(0, 999)), data.draw(st.integers(1, 9))

@@ -21,7 +21,7 @@ def cohorts(draw):
     return np.array(rows).T
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(cohorts(), st.integers(0, 2**31), st.randoms())
 def test_no_patient_is_in_two_splits_and_every_label_in_each(cohort, seed, random):
     labels, patients = cohort

@@ -4,6 +4,8 @@ import dataclasses
 import numpy as np
 import openslide
 import pytest
+from hypothesis import given
+from hypothesis.extra import numpy as arrays
 from PIL import Image
 
 from g2l_plugin.demo import generate as cohort_lib
@@ -120,3 +122,14 @@ def test_every_centre_has_slides_in_every_split(tmp_path):
     }
     assert set(counts.values()) == {4, 1}
     assert len({s.path for s in slides}) == 24
+
+
+@given(
+    arrays.arrays(np.uint8, arrays.array_shapes(min_dims=2, max_dims=2, min_side=2, max_side=9)),
+)
+def test_a_level_has_the_rounded_means_of_the_one_below(plane):
+    image = np.stack([plane, 255 - plane, plane // 2], axis=-1)
+    height, width = (length // 2 for length in plane.shape)
+    blocks = image[: height * 2, : width * 2].reshape(height, 2, width, 2, 3)
+    expected = blocks.mean(axis=(1, 3)).round().astype(np.uint8)
+    assert np.array_equal(cohort_lib._halve(image), expected)

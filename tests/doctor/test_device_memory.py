@@ -43,7 +43,7 @@ def test_settings_that_no_step_is_planned_for_count_as_the_recipes(settings):
     assert device_memory(other) == device_memory(settings)
 
 
-@options(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@options(suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch=st.integers(2, 1000), memory=st.floats(1e8, 5e10))
 def test_more_tiles_need_more_memory_and_the_advice_fits(small, batch, memory):
     less = dataclasses.replace(small, batch_size=batch)

@@ -19,10 +19,11 @@ from g2l_plugin.errors import UserError
 TOKEN = "hf_that_nobody_may_read"
 
 CLIENT = """
-import json, resource, sys
+import json, os, resource, sys
 from g2l_plugin import UserError, load_encoder
 for line in sys.stdin:
-    source, revision, file_limit, options = json.loads(line)
+    source, revision, file_limit, token, options = json.loads(line)
+    os.environ["HF_TOKEN"] = token
     if file_limit:  # imitates a full disk, for this process only
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
     try:
@@ -44,7 +45,6 @@ def connect(tmp_path):
             "HF_HOME": str(tmp_path / "hf"),
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_DISABLE_TELEMETRY": "1",
-            "HF_TOKEN": TOKEN,
             **environment,
         }
         log = tmp_path / "client.log"
@@ -60,8 +60,8 @@ def connect(tmp_path):
             ) as process,
         ):
 
-            def load(source, revision=None, file_limit=None, **options):
-                request = (source, revision, file_limit, options)
+            def load(source, revision=None, file_limit=None, token=TOKEN, **options):
+                request = (source, revision, file_limit, token, options)
                 print(json.dumps(request), file=process.stdin, flush=True)
                 answer = process.stdout.readline()
                 assert answer, log.read_text()
@@ -137,17 +137,14 @@ def test_a_model_is_loaded_from_the_hub_then_from_the_cache(tmp_path, connect):
         url = hub.url
         hub.expired = set()
 
-        with connect(HF_ENDPOINT=url, HF_TOKEN="hf_\u00e9") as load_with_typo:
-            assert "characters that no token has" in load_with_typo("hf-hub:org/tiny")
+        assert "characters that no token has" in load("hf-hub:org/tiny", token="hf_\u00e9")
+        gated = load("hf-hub:bioptimus/H-optimus-0", token="")
+        assert "is gated, and you are not logged in" in gated
 
         with connect(HF_ENDPOINT=url, ALL_PROXY="socks5://127.0.0.1:9", NO_PROXY="") as by_socks:
             assert by_socks("hf-hub:org/tiny") == main  # from the cache
             assert "the Hub cannot be reached" in by_socks("hf-hub:org/other")
         assert "httpx[socks]" in (tmp_path / "client.log").read_text()
-
-        with connect(HF_ENDPOINT=url, HF_TOKEN="") as load_as_nobody:
-            gated = load_as_nobody("hf-hub:bioptimus/H-optimus-0")
-            assert "is gated, and you are not logged in" in gated
 
     with connect(HF_HUB_OFFLINE="1") as load:
         assert load("hf-hub:org/tiny") == main

@@ -12,7 +12,6 @@ OUTCOMES = pytest.StashKey[dict]()
 
 fuzz = settings(
     max_examples=EXAMPLES,
-    deadline=None,  # the first example imports libraries; `tried` bounds each
     derandomize=EXAMPLES <= 100,  # the suite tries the same inputs everywhere
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

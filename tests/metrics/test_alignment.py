@@ -21,7 +21,7 @@ def draw(n, seed=0, widths=(8, 12), noise=1.0):
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(6, 60), st.integers(2, 5), st.integers(0, 10**6))
 def test_cka_equals_the_streamed_metric_with_and_without_each_patient(n, n_patients, seed):
     x, y = draw(n, seed)

@@ -83,7 +83,7 @@ def test_resamples_with_a_nan_value_are_left_out():
     assert math.isnan(nothing.low) and math.isnan(nothing.high)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(0, 5), min_size=2, max_size=30), st.integers(0, 99))
 def test_names_and_order_of_units_do_not_matter(unit_of_row, seed):
     values = np.arange(len(unit_of_row)) ** 2.0

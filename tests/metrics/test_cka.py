@@ -86,7 +86,7 @@ def test_moments_and_gram_matrices_give_the_same_cka(n, offset):
     assert unbiased == pytest.approx(expected, rel=1e-5)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=6), st.booleans())
 def test_batching_changes_nothing(sizes, unbiased):
     x, y = draw(sum(sizes) + 4)
@@ -94,7 +94,7 @@ def test_batching_changes_nothing(sizes, unbiased):
     assert streamed(LinearCKA(8, 12, unbiased), x, y, [*sizes, 4]) == pytest.approx(whole)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 1000), st.floats(0.1, 100), st.floats(-5, 5), st.booleans())
 def test_rotation_scale_and_shift_do_not_change_streamed_cka(seed, scale, shift, unbiased):
     x, y = draw(20, seed)

@@ -44,7 +44,7 @@ def values_of_draws(train, test, k, n_draws, seed, largest):
     return accuracies
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 999), st.integers(2, 4), st.sampled_from([0.0, 30.0]))
 def test_each_k_equals_scikit_learns_nearest_centroid_over_the_same_draws(seed, n_classes, shift):
     train, test = make(40, seed, n_classes, shift=shift), make(30, seed + 1, n_classes, shift=shift)

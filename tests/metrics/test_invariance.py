@@ -8,7 +8,7 @@ from g2l_plugin.errors import UserError
 from g2l_plugin.metrics.invariance import measure_invariance
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.integers(0, 999), st.floats(0.01, 3), st.floats(0, 5))
 def test_the_values_equal_those_of_all_pairs(seed, noise, cone):
     generator = np.random.default_rng(seed)

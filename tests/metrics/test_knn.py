@@ -37,7 +37,7 @@ def test_the_majority_of_k_neighbours_decides():
     assert knn_accuracy(train, labels, test, expected, k=4) == 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(st.integers(0, 99), st.integers(1, 30), st.sampled_from(["cosine", "euclidean"]))
 def test_equal_votes_give_what_scikit_learn_gives(seed, k, metric):
     train, test = make(60, seed), make(20, seed + 100)

@@ -42,7 +42,7 @@ def test_euclidean_neighbours_far_from_the_origin_are_still_distinguished():
     np.testing.assert_allclose(distances, [[0.25, 0.75], [0.25, 1.25], [0.25, 2.25]])
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.data())
 def test_among_equally_near_references_the_first_win(data):
     kinds = data.draw(st.lists(st.integers(0, 3), min_size=1, max_size=20))

@@ -128,7 +128,7 @@ def test_a_collapsed_encoder_retrieves_nothing():
     assert result.values["Top10Accuracy/all"] == 0
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 999))
 def test_swapping_scanner_and_stain_swaps_their_values(seed):
     embeddings = digitise(seed, n_places=12)

@@ -79,7 +79,7 @@ def test_the_values_equal_scikit_learns(n_classes):
         assert 0 < ends["low"] < result.values[name] < ends["high"] <= 1
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.integers(0, 999), st.integers(2, 4))
 def test_the_auroc_of_resampled_rows_with_ties_equals_scikit_learns(seed, n_classes):
     generator = np.random.default_rng(seed)

@@ -91,7 +91,7 @@ def test_the_counts_equal_those_of_a_direct_loop(exclude):
         assert result.values[f"PathoROBIndex/k={k}"] == pytest.approx(so / (so + os))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.integers(0, 999), st.integers(1, 15))
 def test_swapping_class_and_centre_inverts_the_index(seed, k):
     embeddings = draw(seed)
@@ -110,7 +110,7 @@ def test_swapping_class_and_centre_inverts_the_index(seed, k):
     )
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 999))
 def test_the_curve_contains_the_values(seed):
     with mock.patch.object(robustness, "bootstrap_interval", QUICK):

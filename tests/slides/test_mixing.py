@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from g2l_plugin.slides.mixing import MixingBuffer, shuffled_blocks
@@ -40,7 +40,6 @@ def test_a_group_that_is_no_larger_than_a_block_is_not_cut(sizes, block_tiles, s
             assert (end - size, end) in spans
 
 
-@settings(deadline=None)
 @given(SIZES, st.integers(1, 9), st.integers(1, 9), st.integers(0, 60), st.integers(0, 3))
 def test_a_buffer_yields_every_tile_once_in_full_batches(sizes, block, batch_size, capacity, seed):
     rng = np.random.default_rng(seed)

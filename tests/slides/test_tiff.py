@@ -135,7 +135,7 @@ def layout(request, tmp_path_factory):
     return write_tiff(path, [tissue(), half], **LAYOUTS[request.param])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.data())
 def test_a_region_equals_what_openslide_reads(layout, data):
     level = data.draw(st.integers(0, 1))
@@ -240,7 +240,7 @@ def test_a_file_that_goes_bad_after_it_was_opened_is_told(tmp_path):
 FUZZED = {}
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     colours=st.sampled_from(["ycbcr", "rgb", "j2k"]),
     changes=st.lists(

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from g2l_plugin.distillation.beyond.rotation import RotationObjective
@@ -22,7 +22,6 @@ def make(student_dim, teacher_dims, weights=(1.0,), learned=False, loss=None):
     return RotationObjective(student_dim, teacher_dims, loss, weights, learned)
 
 
-@settings(deadline=None)
 @given(student_dim=st.integers(1, 12), teacher_dim=st.integers(1, 12), seed=st.integers(0, 99))
 def test_it_is_the_best_rotation_and_keeps_distances(student_dim, teacher_dim, seed):
     student, teacher = embeddings(student_dim, teacher_dim, seed=seed)
