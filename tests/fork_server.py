@@ -1,7 +1,7 @@
 """Imports eva once and forks the commands that `forked.py` asks for.
 
-Run: python fork_server.py SOCKET PID, where SOCKET is the number of the listening socket, and PID
-that of the process with which the server ends.
+Run: python fork_server.py PID SOCKET SOCKET, where PID is the process with which it ends, and the
+others are numbers of listening sockets.
 """
 
 import atexit
@@ -21,7 +21,23 @@ from pathlib import Path
 
 import forked
 
-_IMPORTED = (
+_READ_NOTHING = (
+    "torch._dynamo",
+    "torchvision",
+    "cv2",
+    "jinja2",
+    "matplotlib.pyplot",
+    "onnxruntime",
+    "pandas",
+    "pyarrow.parquet",
+    "scipy.signal",
+    "scipy.stats",
+    "skimage.filters",
+    "sklearn.linear_model",
+)
+"""What commands import that reads nothing of the Hub's variables."""
+
+_READ_THE_HUBS = (
     "eva.__main__",
     "g2l_plugin.cli",
     "eva.vision",
@@ -31,37 +47,58 @@ _IMPORTED = (
     "g2l_plugin.evaluation.embedding_metrics",
     "g2l_plugin.metrics.few_shot",
 )
-"""What most commands import, before or after they have read their config."""
+"""What most commands import, before or after they have read their config, that does."""
 
 
 def ensure_running() -> None:
     """Starts the server of this session, once, with the environment of the tests and offline."""
+    if forked.FOLDER not in os.environ:
+        return
     folder = Path(os.environ[forked.FOLDER])
     with contextlib.suppress(FileExistsError):
         os.close(os.open(folder / "started", os.O_CREAT | os.O_EXCL))
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}
-        listener = socket.socket(socket.AF_UNIX)
-        listener.bind(str(folder / "socket"))
-        listener.listen(64)
-        with (folder / "log").open("w") as log:
-            subprocess.Popen(
-                [sys.executable, __file__, str(listener.fileno()), (folder / "owner").read_text()],
-                env=environment,
-                pass_fds=[listener.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        listener.close()
+        listeners = [socket.socket(socket.AF_UNIX) for _ in forked.SOCKETS]
+        for name, listener in zip(forked.SOCKETS, listeners, strict=True):
+            listener.bind(str(folder / name))
+            listener.listen(64)
+        numbers = [listener.fileno() for listener in listeners]
+        # A pipe that nobody reads: streams on a file could be moved in, as those of a test cannot.
+        unread, output = os.pipe()
+        subprocess.Popen(
+            [sys.executable, __file__, (folder / "owner").read_text(), *map(str, numbers)],
+            env=environment,
+            pass_fds=[*numbers, unread],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        for number in (unread, output):
+            os.close(number)
+        for listener in listeners:
+            listener.close()
         partial = folder / "environment.json.part"
         partial.write_text(json.dumps(forked.read_at_import(environment)))
         partial.rename(folder / "environment.json")
 
 
-def _serve(listener: socket.socket, owner: int) -> None:
-    for name in _IMPORTED:
+def main() -> None:
+    """Serves commands with any of the Hub's variables, and in a fork those with the tests'."""
+    owner, *numbers = map(int, sys.argv[1:])
+    any_hub, our_hub = (socket.socket(fileno=number) for number in numbers)
+    for name in _READ_NOTHING:
         importlib.import_module(name)
+    assert not {"huggingface_hub", "timm", "transformers"} & sys.modules.keys()
+    if os.fork():
+        _serve(any_hub, owner)
+    else:
+        for name in _READ_THE_HUBS:
+            importlib.import_module(name)
+        _serve(our_hub, owner)
+
+
+def _serve(listener: socket.socket, owner: int) -> None:
     gc.collect()
     gc.freeze()  # python/cpython#91351, as in g2l_plugin.parallel
     listener.settimeout(1)
@@ -139,4 +176,4 @@ def _run(command: list[str], cwd: str, environment: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])), int(sys.argv[2]))
+    main()

@@ -1,13 +1,15 @@
-"""`eva`, `g2l` and `python`, in processes forked from one that has imported eva.
+"""`eva`, `g2l` and `python`, in processes forked from one that has imported what they import.
 
 The imports take 7 to 9 seconds of a command. Everything else is as in a process of its own:
 arguments, environment, folder, streams, signals, status. What libraries read from the environment
-as they are imported is that of the tests, offline; a command with another is the real one.
+as they are imported is as well: with other variables of the Hub than the tests', a command is
+forked before what reads these is imported; with another of the rest, it is the real one.
 
 `install` lays out commands that have this file ask `fork_server.py`, for the tests and for what
 looks on the PATH. As a program it imports little: it starts for each command.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -19,7 +21,11 @@ FOLDER = "G2L_TESTS_COMMANDS"
 
 COMMANDS = ("eva", "g2l", "python")
 
-_READ_AT_IMPORT = ("HF_", "PYTHON", "OMP_")
+SOCKETS = ("any_hub", "our_hub")
+"""Where commands are asked for: with any variables of the Hub, and with those of the tests."""
+
+_HUBS = "HF_"
+_READ_AT_IMPORT = (_HUBS, "PYTHON", "OMP_", "G2L_PLUGIN_AUTOLOAD", "TORCH_DEVICE_BACKEND_AUTOLOAD")
 """How variables begin that libraries read as they are imported."""
 
 
@@ -55,16 +61,25 @@ def command(name: str) -> str:
 
 def _server() -> socket.socket | None:
     """A connection to the server; None without one that has imported what this process would."""
-    folder = os.environ.get(FOLDER, "")
+    folder, ours = os.environ.get(FOLDER, ""), read_at_import(os.environ)
     try:
         with open(os.path.join(folder, "environment.json")) as file:
-            if json.load(file) != read_at_import(os.environ):
-                return None
+            theirs = json.load(file)
+        other = {key for key in ours | theirs if ours.get(key) != theirs.get(key)}
+        if not all(key.startswith(_HUBS) for key in other):
+            return None
         connection = socket.socket(socket.AF_UNIX)
-        connection.connect(os.path.join(folder, "socket"))
+        connection.connect(os.path.join(folder, SOCKETS[not other]))
     except OSError:
         return None
     return connection
+
+
+def _end_as(status: int) -> None:
+    if status < 0:
+        signal.signal(-status, signal.SIG_DFL)
+        os.kill(os.getpid(), -status)
+    os._exit(status)
 
 
 def main() -> None:
@@ -72,22 +87,16 @@ def main() -> None:
     name, *arguments = sys.argv[1:]
     connection = _server()
     if connection is not None:
-        request = {
-            "command": [name, *arguments],
-            "cwd": os.getcwd(),
-            "environment": dict(os.environ),
-        }
-        socket.send_fds(connection, [b"\n"], [0, 1, 2])
-        connection.sendall(json.dumps(request).encode() + b"\n")
-        answers = connection.makefile()
-        if process := answers.readline():  # empty if the server has ended
+        request = {"command": [name, *arguments], "cwd": os.getcwd(), "environment": {**os.environ}}
+        answers, process = connection.makefile(), ""
+        with contextlib.suppress(OSError):  # the server has ended
+            socket.send_fds(connection, [b"\n"], [0, 1, 2])
+            connection.sendall(json.dumps(request).encode() + b"\n")
+            process = answers.readline()
+        if process:
             for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1):
                 signal.signal(number, lambda number, _: os.kill(int(process), number))
-            status = int(answers.readline() or 1)
-            if status < 0:
-                signal.signal(-status, signal.SIG_DFL)
-                os.kill(os.getpid(), -status)
-            os._exit(status)
+            _end_as(int(answers.readline() or 1))
     if name == "python":
         os.environ["PYTHONPATH"] = os.path.dirname(__file__)
     os.execv(real(name), [real(name), *arguments])

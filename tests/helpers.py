@@ -132,8 +132,7 @@ def run_command(name, *arguments, **environment):
 
 def _start(name, *arguments, **options):
     """Starts a command, forked if it can be."""
-    if forked.FOLDER in os.environ:
-        fork_server.ensure_running()
+    fork_server.ensure_running()
     return subprocess.Popen(
         [forked.command(name), *map(str, arguments)],
         stdout=subprocess.PIPE,

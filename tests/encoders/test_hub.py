@@ -4,8 +4,10 @@ import hashlib
 import json
 import os
 import subprocess
-import sys
+from pathlib import Path
 
+import fork_server
+import forked
 import pytest
 import timm
 from helpers import save_own_code, save_tiny_model
@@ -17,21 +19,7 @@ from g2l_plugin.encoders.hub_errors import explain_hub_errors
 from g2l_plugin.errors import UserError
 
 TOKEN = "hf_that_nobody_may_read"
-
-CLIENT = """
-import json, os, resource, sys
-from g2l_plugin import UserError, load_encoder
-for line in sys.stdin:
-    source, revision, file_limit, token, options = json.loads(line)
-    os.environ["HF_TOKEN"] = token
-    if file_limit:  # imitates a full disk, for this process only
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, resource.RLIM_INFINITY))
-    try:
-        answer = vars(load_encoder(source, revision, **options).provenance)
-    except UserError as error:
-        answer = {"error": str(error)}
-    print(json.dumps(answer), flush=True)
-"""
+CLIENT = Path(__file__).with_name("hub_client.py")
 
 
 @pytest.fixture
@@ -48,10 +36,11 @@ def connect(tmp_path):
             **environment,
         }
         log = tmp_path / "client.log"
+        fork_server.ensure_running()
         with (
             log.open("w") as stderr,
             subprocess.Popen(
-                [sys.executable, "-c", CLIENT],
+                [forked.command("python"), CLIENT],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
