@@ -35,10 +35,14 @@ GRID = TileGrid(64, 64, min_sharpness=0)
 
 
 @pytest.fixture(scope="module")
-def client():
+def client(tmp_path_factory):
     with (
         distributed.LocalCluster(
-            host="127.0.0.1", n_workers=2, threads_per_worker=1, dashboard_address=None
+            host="127.0.0.1",
+            n_workers=2,
+            threads_per_worker=1,
+            dashboard_address=None,
+            local_directory=tmp_path_factory.mktemp("dask"),
         ) as workers,
         distributed.Client(workers, set_as_default=False) as client,
     ):
