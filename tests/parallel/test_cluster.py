@@ -30,6 +30,7 @@ from g2l_plugin.slides.pack import pack_images, pack_tiles
 from g2l_plugin.slides.tile_grid import TileGrid
 
 distributed = pytest.importorskip("distributed", reason="Dask: pip install '.[cluster]'")
+dask = pytest.importorskip("dask")
 
 GRID = TileGrid(64, 64, min_sharpness=0)
 
@@ -37,12 +38,9 @@ GRID = TileGrid(64, 64, min_sharpness=0)
 @pytest.fixture(scope="module")
 def client(tmp_path_factory):
     with (
+        dask.config.set(temporary_directory=str(tmp_path_factory.mktemp("dask"))),
         distributed.LocalCluster(
-            host="127.0.0.1",
-            n_workers=2,
-            threads_per_worker=1,
-            dashboard_address=None,
-            local_directory=tmp_path_factory.mktemp("dask"),
+            host="127.0.0.1", n_workers=2, threads_per_worker=1, dashboard_address=None
         ) as workers,
         distributed.Client(workers, set_as_default=False) as client,
     ):

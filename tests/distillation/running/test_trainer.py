@@ -647,7 +647,7 @@ def test_a_worker_that_dies_is_reported_and_nothing_is_lost(make_run, slide_tile
 
     options = {"max_steps": 9, "tiles": slide_tiles(), "resume": "auto"}
     shutil.rmtree(tmp_path / "logs")
-    multiprocessing.util.get_temp_dir()  # which this process removes; the worker would leave one of its own
+    multiprocessing.util.get_temp_dir()  # else the worker has one of its own, and leaves it
     trainer, first, data = make_run(callbacks=[Kill()], **options)
     data.block_tiles = 8
     data.dataloaders.train.num_workers = 1
