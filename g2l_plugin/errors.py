@@ -64,12 +64,13 @@ def wrong_field_in(report: str) -> str | None:
     if not fields or any(outer >= inner for outer, inner in itertools.pairwise(columns)):
         return None
     field, rest = fields[-1][1], report[fields[-1].end() :]
-    if of_class := _CLASS.search(rest):
-        return in_one_line(f"{field}: {of_class[1]}: {of_class[2]}")
     value = _VALUE.search(rest)
     if value is None:
         return None
-    types = _TYPE.findall(rest[: value.start()].partition("Given value type:")[0])
+    found = rest[: value.start()].partition("Given value type:")[0]
+    if of_class := _CLASS.search(found):
+        return in_one_line(f"{field}: {of_class[1]}: {of_class[2]}")
+    types = _TYPE.findall(found)
     names = dict.fromkeys(name or literal for name, literal in types)
     expected = " or ".join("null" if name == "NoneType" else name for name in names)
     return in_one_line(f"{field} is {value[1]!r}: expected {expected}") if expected else None

@@ -66,6 +66,21 @@ def test_a_wrong_field_is_found_in_the_parsers_report(steps, inner, expected):
     assert wrong_field_in(str(error.value)) == expected
 
 
+def test_what_else_was_tried_is_not_what_is_wrong():
+    report = """
+        Parser key "model":
+          Errors:
+            - Problem with given class_path 'a.Net':
+                Parser key "size":
+                  Expected a <class 'int'>. Got value: big
+            - Problem with given class_path 'a.Net':
+                Not a subclass of b.Net
+          Given value type: <class 'dict'>
+          Given value: {'class_path': 'a.Net', 'init_args': {'size': 'big'}}
+    """
+    assert wrong_field_in(textwrap.dedent(report)) == "size is 'big': expected int"
+
+
 def test_a_report_with_several_fields_names_none():
     """Each of them may be the one that is meant."""
     report = """
