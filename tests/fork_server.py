@@ -50,11 +50,17 @@ _READ_THE_HUBS = (
 """What most commands import, before or after they have read their config, that does."""
 
 
-def ensure_running() -> None:
-    """Starts the server of this session, once, with the environment of the tests and offline."""
+def command(name: str) -> str:
+    """Path of a command: that which is forked, whose server is started, or else the real one."""
     if forked.FOLDER not in os.environ:
-        return
+        return forked.real(name)
     folder = Path(os.environ[forked.FOLDER])
+    _ensure_running(folder)
+    return str(folder / name)
+
+
+def _ensure_running(folder: Path) -> None:
+    """Starts the server of this session, once, with the environment of the tests and offline."""
     with contextlib.suppress(FileExistsError):
         os.close(os.open(folder / "started", os.O_CREAT | os.O_EXCL))
         environment = os.environ | {"HF_HUB_OFFLINE": "1"}

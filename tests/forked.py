@@ -54,11 +54,6 @@ def real(name: str) -> str:
     )
 
 
-def command(name: str) -> str:
-    """Path of a command, as installed if it is."""
-    return os.path.join(os.environ[FOLDER], name) if FOLDER in os.environ else real(name)
-
-
 def _server() -> socket.socket | None:
     """A connection to the server; None without one that has imported what this process would."""
     folder, ours = os.environ.get(FOLDER, ""), read_at_import(os.environ)

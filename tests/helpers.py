@@ -13,7 +13,6 @@ import time
 from pathlib import Path
 
 import fork_server
-import forked
 import tifffile
 import timm
 import torch
@@ -132,9 +131,8 @@ def run_command(name, *arguments, **environment):
 
 def _start(name, *arguments, **options):
     """Starts a command, forked if it can be."""
-    fork_server.ensure_running()
     return subprocess.Popen(
-        [forked.command(name), *map(str, arguments)],
+        [fork_server.command(name), *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -7,7 +7,6 @@ import subprocess
 from pathlib import Path
 
 import fork_server
-import forked
 import pytest
 import timm
 from helpers import save_own_code, save_tiny_model
@@ -36,11 +35,10 @@ def connect(tmp_path):
             **environment,
         }
         log = tmp_path / "client.log"
-        fork_server.ensure_running()
         with (
             log.open("w") as stderr,
             subprocess.Popen(
-                [forked.command("python"), CLIENT],
+                [fork_server.command("python"), CLIENT],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
