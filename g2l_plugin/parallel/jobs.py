@@ -26,9 +26,8 @@ def run_jobs(
 
     The jobs run in processes of this machine, or on a Dask cluster if its scheduler is given. One
     that kills its process is run again after all others, alone: memory may have run out, or it may
-    have shared the process with another that kills it. An
-    exception in the function is raised. A caller that stops iterating cancels the jobs that have
-    not started.
+    have shared the process with another that kills it. An exception in the function is raised. A
+    caller that stops iterating cancels the jobs that have not started.
 
     Args:
         function: Function of one job. It, the jobs and the results must be picklable.
