@@ -17,6 +17,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import forked
@@ -87,6 +88,9 @@ def _ensure_running(folder: Path) -> None:
         partial = folder / "environment.json.part"
         partial.write_text(json.dumps(forked.read_at_import(environment)))
         partial.rename(folder / "environment.json")
+    end = time.monotonic() + 30
+    while not (folder / "environment.json").exists() and time.monotonic() < end:
+        time.sleep(0.01)  # another worker of pytest is about to start it
 
 
 def main() -> None:
