@@ -11,6 +11,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from pathlib import Path
+from unittest import mock
 
 import forked
 import hypothesis
@@ -36,6 +37,13 @@ def pytest_unconfigure():
 def pytest_xdist_auto_num_workers() -> int:
     """One more than there are cores: many tests wait for another process or for a clock."""
     return min(4, (os.cpu_count() or 1) + 1)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def keep_environment():
+    """A file leaves the environment as before: Dask sets what commands would be started with."""
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture(autouse=True)
