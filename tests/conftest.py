@@ -1,5 +1,6 @@
 """Shared fixtures: small slides that the tests make, and the real ones where they are."""
 
+import gc
 import multiprocessing
 import os
 import shutil
@@ -28,6 +29,16 @@ if sys.platform == "linux" and forked.FOLDER not in os.environ:
     forked.install(tempfile.mkdtemp(prefix="g2l-tests-"))
 
 
+# A tenth of the tests' time would go to looking for garbage among all that they import.
+gc.disable()
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 20)
+    gc.enable()
+
+
 def pytest_unconfigure():
     folder = Path(os.environ.get(forked.FOLDER, ""))
     if (folder / "owner").is_file() and (folder / "owner").read_text() == str(os.getpid()):
@@ -43,6 +54,15 @@ def pytest_xdist_auto_num_workers() -> int:
 def keep_environment():
     """A file leaves the environment as before: Dask sets what commands would be started with."""
     with mock.patch.dict(os.environ):
+        yield
+
+
+@pytest.fixture(autouse=True, scope="session")
+def brief_speeds():
+    """A speed is measured for no more than its three batches; it would be for a second."""
+    from g2l_plugin.evaluation import speed
+
+    with mock.patch.object(speed, "_LEAST_SECONDS", 0):
         yield
 
 

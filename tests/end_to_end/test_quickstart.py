@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from helpers import ROOT, printed_command, run_eva, run_g2l
 
-SHORT = {"MAX_STEPS": 120, "MAX_TILES": 500}
+SHORT = {"MAX_STEPS": 80, "MAX_TILES": 300}
 CONFIG = ROOT / "configs" / "benchmarks" / "demo.yaml"
 
 
