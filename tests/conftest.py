@@ -33,6 +33,12 @@ if sys.platform == "linux" and forked.FOLDER not in os.environ:
 gc.disable()
 
 
+def pytest_collection_modifyitems(items):
+    """Starts with long files that would come last, where a worker would be alone with one."""
+    long = ("test_registration.py", "test_benchmark_configs.py")
+    items.sort(key=lambda item: item.path.name not in long)
+
+
 def pytest_collection_finish():
     gc.freeze()
     gc.set_threshold(50_000, 20, 20)

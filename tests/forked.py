@@ -72,7 +72,8 @@ def _server() -> socket.socket | None:
 
 def _end_as(status: int) -> None:
     if status < 0:
-        signal.signal(-status, signal.SIG_DFL)
+        with contextlib.suppress(OSError):  # SIGKILL has no handler
+            signal.signal(-status, signal.SIG_DFL)
         os.kill(os.getpid(), -status)
     os._exit(status)
 

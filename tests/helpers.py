@@ -113,9 +113,9 @@ def _terminate_when(process, condition):
         time.sleep(0.05)
 
 
-def run_script(script, *arguments):
+def run_script(script, *arguments, **environment):
     """Runs a Python script of the tests; returns the finished process."""
-    return run_command("python", script, *arguments)
+    return run_command("python", script, *arguments, **environment)
 
 
 def run_g2l(*arguments, **environment):

@@ -3,7 +3,9 @@
 Run: python two_devices.py DEVICES TEACHER OUT [QUEUE_SIZE | sharded]
 """
 
+import os
 import sys
+from pathlib import Path
 
 import lightning.pytorch as pl
 import numpy as np
@@ -97,4 +99,5 @@ def main(devices, teacher, out, option=""):
 
 
 if __name__ == "__main__":
+    os.environ["PYTHONPATH"] = str(Path(__file__).parents[1])  # for the second, a new process
     main(int(sys.argv[1]), *sys.argv[2:])

@@ -1,8 +1,8 @@
 import json
 import os
 import subprocess
-import sys
 
+import fork_server
 import pytest
 from helpers import save_tiny_model
 from hub_server import COMMIT, serve_hub
@@ -34,7 +34,8 @@ def connect(tmp_path):
         clean = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
         clean |= {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", **environment}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": log, "text": True}
-        process = subprocess.Popen([sys.executable, "-c", CLIENT], env=clean, **pipes)
+        (script := tmp_path / "client.py").write_text(CLIENT)
+        process = subprocess.Popen([fork_server.command("python"), script], env=clean, **pipes)
         started.append(process)
 
         def check(**variables):

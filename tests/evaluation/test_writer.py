@@ -4,8 +4,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import warnings
 
 import pytest
@@ -13,6 +11,7 @@ import torch
 from eva.core import DataLoader, DataloadersSchema, DataModule, DatasetsSchema, HeadModule, Trainer
 from eva.core.data.datasets import MapDataset
 from eva.vision.data.transforms.common import ResizeAndCrop
+from helpers import run_script
 from loguru import logger
 from torch import nn
 
@@ -172,9 +171,8 @@ writer._initialize_write_process()
 writer._write_process.start()
 os.kill(os.getpid(), signal.SIGKILL)
 """
-    result = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True, timeout=120
-    )
+    (script := tmp_path / "script.py").write_text(code)
+    result = run_script(script, tmp_path / "embeddings")
     # The writer holds the pipe too: `run` returns when both are gone, else at its timeout.
     assert result.returncode == -signal.SIGKILL
 

@@ -1,5 +1,6 @@
 """The reference of the documentation, against the parser and the configs that it is made from."""
 
+import functools
 import re
 
 import pytest
@@ -20,11 +21,11 @@ def test_a_default_may_be_another_variable():
     ]
 
 
+@functools.cache
 def rows():
     training, _, _ = variables_page().partition("## Benchmarks")
-    for line in training.splitlines():
-        if re.match(r"\| `[A-Z]", line):
-            yield [cell.strip(" `") for cell in line.strip("|").split("|")]
+    lines = [line for line in training.splitlines() if re.match(r"\| `[A-Z]", line)]
+    return [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in lines]
 
 
 def value_at(config, field):
