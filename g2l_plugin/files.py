@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import os
 import shutil
@@ -84,12 +85,21 @@ def new_file(path: Path) -> Iterator[Path]:
 def new_folder(path: Path) -> Iterator[Path]:
     """Yields a temporary folder to fill, which is renamed to `path` if the block succeeds.
 
-    Only then is an existing folder replaced. If the block fails, the temporary one is removed.
+    Only then is an existing folder replaced. If the block fails, the temporary one is removed; that
+    of a process that was killed is removed by the next one that writes the same folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
+        # An empty one may have been made a moment ago, and not be held yet.
+        if left.is_dir() and any(left.iterdir()):
+            with contextlib.suppress(OSError), _held(left):
+                shutil.rmtree(left)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
-        yield partial
+        with contextlib.ExitStack() as stack:
+            with contextlib.suppress(OSError):  # a disk without locks: nobody will remove it
+                stack.enter_context(_held(partial))
+            yield partial
         partial.chmod(0o755)  # mkdtemp's folders are private to the user
         if path.exists():
             shutil.rmtree(path)
@@ -97,6 +107,19 @@ def new_folder(path: Path) -> Iterator[Path]:
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
+
+
+@contextlib.contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    """Holds a folder during the block, also against this process; raises OSError if it cannot."""
+    if fcntl is None:
+        raise OSError("no locks")
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@ import subprocess
 import sys
 
 import pytest
+from helpers import run_script
 
 from g2l_plugin.files import locked, new_file, new_folder, write_text
 
@@ -27,6 +28,27 @@ def test_a_failure_leaves_the_old_folder_and_nothing_else(tmp_path):
         raise ZeroDivisionError
     assert [file.name for file in target.iterdir()] == ["a"]
     assert [file.name for file in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_process_left_is_removed_and_what_another_writes_is_not(tmp_path):
+    (script := tmp_path / "script.py").write_text(
+        "import os, sys\n"
+        "from g2l_plugin.files import Path, new_folder\n"
+        "with new_folder(Path(sys.argv[1])) as folder:\n"
+        "    (folder / 'half').touch()\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    target = tmp_path / "out" / "student"
+    assert run_script(script, target).returncode == -9
+    (left,) = target.parent.iterdir()
+    with new_folder(target) as folder:
+        assert not left.exists()
+        (folder / "whole").touch()
+        with new_folder(target) as other:
+            assert folder.exists()
+            (other / "theirs").touch()
+    assert [file.name for file in target.parent.iterdir()] == ["student"]
+    assert [file.name for file in target.iterdir()] == ["whole"]
 
 
 def test_text_is_written_completely(tmp_path):
@@ -75,5 +97,9 @@ def test_a_disk_without_locks_is_said(tmp_path, monkeypatch, warned):
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr("g2l_plugin.files.fcntl.lockf", refuse)
+    monkeypatch.setattr("g2l_plugin.files.fcntl.flock", refuse)
     with locked(tmp_path / ".lock"):
         assert "cannot be locked" in warned[0] and "only one process" in warned[0]
+    with new_folder(tmp_path / "out") as folder:
+        (folder / "a").touch()
+    assert [file.name for file in (tmp_path / "out").iterdir()] == ["a"]
