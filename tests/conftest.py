@@ -10,9 +10,6 @@ import tempfile
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the cores, and so do the processes that they start: before torch is imported.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
-else:
-    # Processes are forked hundreds of times, which is faster with huge pages: for the workers.
-    os.environ.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
 
 from pathlib import Path
 from unittest import mock
