@@ -89,21 +89,21 @@ def new_folder(path: Path) -> Iterator[Path]:
     of a process that was killed is removed by the next one that writes the same folder.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
-        # An empty one may have been made a moment ago, and not be held yet.
-        if left.is_dir() and any(left.iterdir()):
-            with contextlib.suppress(OSError), _held(left):
-                shutil.rmtree(left)
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.part"):
+        with contextlib.suppress(OSError):  # held, renamed meanwhile, or a file
+            if any(left.iterdir()):  # an empty one may have been made just now, and not be held yet
+                with _held(left):
+                    shutil.rmtree(left)
     partial = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
         with contextlib.ExitStack() as stack:
             with contextlib.suppress(OSError):  # a disk without locks: nobody will remove it
                 stack.enter_context(_held(partial))
             yield partial
-        partial.chmod(0o755)  # mkdtemp's folders are private to the user
-        if path.exists():
-            shutil.rmtree(path)
-        partial.rename(path)
+            partial.chmod(0o755)  # mkdtemp's folders are private to the user
+            if path.exists():
+                shutil.rmtree(path)
+            partial.rename(path)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)
         raise
@@ -111,7 +111,10 @@ def new_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Holds a folder during the block, also against this process; raises OSError if it cannot."""
+    """Holds a folder during the block, also against this process; raises OSError if it cannot.
+
+    By `flock`, since `lockf` asks for what is opened to be written, which a folder cannot be.
+    """
     if fcntl is None:
         raise OSError("no locks")
     descriptor = os.open(folder, os.O_RDONLY)

@@ -41,20 +41,19 @@ def largest_fitting(settings: Settings, memory: float) -> int | None:
 
 def _step(settings: Settings) -> StepMemory:
     try:
-        return _traced(settings.teachers, settings.student, settings.view_size, settings.precision)
+        return _traced(
+            tuple(_buildable(teacher, TEACHER) for teacher in settings.teachers),
+            _buildable(settings.student, STUDENT),
+            settings.view_size,
+            settings.precision,
+        )
     except UserError:  # the run says so itself, and another check before it
-        return _traced((TEACHER,), STUDENT, 224, "bf16-mixed")
-
-
-def _traced(
-    teachers: tuple[Model, ...], student: Model, view_size: int, precision: str
-) -> StepMemory:
-    buildable = tuple(_buildable(teacher, TEACHER) for teacher in teachers)
-    return _trace(buildable, _buildable(student, STUDENT), view_size, precision)
+        recipe = (_buildable(TEACHER, TEACHER),), _buildable(STUDENT, STUDENT)
+        return _traced(*recipe, 224, "bf16-mixed")
 
 
 @functools.cache
-def _trace(
+def _traced(
     teachers: tuple[Model, ...], student: Model, view_size: int, precision: str
 ) -> StepMemory:
     first, *further = (EncoderSource(model.source, dtype=model.dtype) for model in teachers)

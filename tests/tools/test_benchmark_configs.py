@@ -5,6 +5,7 @@ import pytest
 from benchmark_configs import TASKS, render_configs
 from eva.core.interface import Interface
 from helpers import ROOT
+from omegaconf import OmegaConf
 from segmentation_tasks import SEGMENTATION_TASKS
 
 from g2l_plugin.registration import prepare_cli
@@ -20,16 +21,21 @@ def test_the_configs_agree_with_the_template():
 
 
 @pytest.mark.parametrize("name", sorted(EVERY))
-def test_eva_reads_the_config(name, tmp_path, monkeypatch):
+def test_eva_reads_the_config(name, tmp_path, monkeypatch, capsys):
     (tmp_path / "tiles.csv").write_text("path,label\na.png,x\nb.png,y\nc.png,z\n")
     monkeypatch.setenv("MANIFEST_FILE", str(tmp_path / "tiles.csv"))
     monkeypatch.setenv("MODEL_NAME", "g2l/student")
     monkeypatch.setenv("MODEL_LABEL", "breast_vitl14")
     prepare_cli()
-    # As eva's command line does with its subcommand, which reads everything twice.
-    parser = jsonargparse.ArgumentParser(parser_mode="omegaconf", exit_on_error=False)
-    parser.add_method_arguments(Interface, "predict_fit", fail_untyped=False)
-    config = parser.parse_path(str(FOLDER / f"{name}.yaml"))
+    with pytest.raises(SystemExit) as exit:
+        jsonargparse.CLI(
+            Interface,
+            args=["predict_fit", "--config", str(FOLDER / f"{name}.yaml"), "--print_config"],
+            parser_mode="omegaconf",
+            fail_untyped=False,
+        )
+    assert exit.value.code == 0, capsys.readouterr().err
+    config = OmegaConf.create(capsys.readouterr().out)
     callbacks = {item.class_path: item.init_args for item in config.trainer.init_args.callbacks}
     kind = "Segmentation" if name in SEGMENTATION_TASKS else ""
     writer = callbacks[f"g2l_plugin.{kind}EmbeddingsWriter"]
